@@ -1,0 +1,139 @@
+"""The manifest of a site: which cases it has, where their files are, and which split each is in."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from segdistill.files import SegdistillError, read_json, write_json
+
+Split = Literal["train", "val", "test"]
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of one subject.
+
+    Attributes:
+        case: identifier, unique over all sites of a task, free of patient identifiers.
+        subject: pseudonym; all cases of a subject are in one split.
+        image: path of the scan, relative to the site's folder.
+        label: path of the label map on the scan's grid, or None where there is none.
+        split: ``train``, ``val`` or ``test``.
+        scanner: facts of the acquisition, e.g. ``{"voxel_mm": [1.0, 1.0, 1.0]}``.
+    """
+
+    case: str
+    subject: str
+    image: str
+    label: str | None
+    split: Split
+    scanner: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site: one hospital's (or simulated hospital's) cases of one task.
+
+    Attributes:
+        site: the site's name.
+        task: the task its labels are for.
+        simulated: whether subjects and scanner are simulated.
+        held_out: whether the whole site is kept out of training (all its cases are ``test``).
+        label_protocol: name of the protocol the labels follow.
+        structures: label code to structure name; 0 is background and not listed.
+        cases: the cases, sorted by name.
+        note: what a reader must know about this data, in one or two sentences.
+    """
+
+    site: str
+    task: str
+    simulated: bool
+    held_out: bool
+    label_protocol: str
+    structures: dict[int, str]
+    cases: tuple[Case, ...]
+    note: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Check and write ``folder/manifest.json``.
+
+        Raises:
+            SegdistillError: the manifest contradicts itself (see :meth:`check`).
+        """
+        self.check(folder / MANIFEST)
+        body = asdict(self)
+        body["structures"] = {str(code): name for code, name in self.structures.items()}
+        write_json(folder / MANIFEST, body)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Site":
+        """Read and check ``folder/manifest.json``.
+
+        Raises:
+            SegdistillError: missing, not JSON, a field missing, or contradicting itself.
+        """
+        path = folder / MANIFEST
+        body = read_json(path)
+        try:
+            body["structures"] = {int(code): name for code, name in body["structures"].items()}
+            body["cases"] = tuple(Case(**case) for case in body["cases"])
+            site = cls(**body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SegdistillError(
+                f"{path}: not a site manifest ({error}). Import the site again with 'segdistill site add'."
+            ) from error
+        site.check(path)
+        return site
+
+    def check(self, path: Path) -> None:
+        """Raise SegdistillError if names repeat, a subject is in two splits, or a split is unknown."""
+        seen: set[str] = set()
+        split_of: dict[str, str] = {}
+        for case in self.cases:
+            if case.case in seen:
+                raise SegdistillError(f"{path}: case {case.case} is listed twice.")
+            seen.add(case.case)
+            if case.split not in get_args(Split):
+                raise SegdistillError(
+                    f"{path}: case {case.case} has split {case.split!r}; use {', '.join(get_args(Split))}."
+                )
+            if split_of.setdefault(case.subject, case.split) != case.split:
+                raise SegdistillError(
+                    f"{path}: subject {case.subject} is in two splits; splits are by subject."
+                )
+            if self.held_out and case.split != "test":
+                raise SegdistillError(
+                    f"{path}: the site is held out, but case {case.case} is in {case.split}."
+                )
+        if not self.cases:
+            raise SegdistillError(f"{path}: the site has no cases.")
+
+
+def read_sites(folder: Path) -> Iterator[tuple[Path, Site]]:
+    """Yield (site folder, site) for every site under ``folder``, sorted by name.
+
+    Raises:
+        SegdistillError: no site at all, sites that disagree on structures, or a case name that
+            two sites use.
+    """
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise SegdistillError(f"{folder}: no site here. Run 'dvc repro' or 'segdistill site add'.")
+    owner: dict[str, str] = {}
+    structures: dict[int, str] | None = None
+    sites = [(path, Site.read(path)) for path in found]
+    for path, site in sites:
+        structures = structures or site.structures
+        if site.structures != structures:
+            raise SegdistillError(
+                f"{path / MANIFEST}: its structures differ from those of {found[0] / MANIFEST}."
+            )
+        for case in site.cases:
+            if owner.setdefault(case.case, site.site) != site.site:
+                raise SegdistillError(
+                    f"{path / MANIFEST}: case {case.case} is also in site {owner[case.case]}."
+                )
+    yield from sites

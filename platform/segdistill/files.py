@@ -1,0 +1,108 @@
+"""Files that are either whole or absent: atomic writes, digests, JSON, and the base error."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class SegdistillError(Exception):
+    """Something the user can mend; the message names the file, what is wrong and what to do."""
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary file name beside ``target``; rename it to ``target`` only on success.
+
+    The temporary name keeps the target's suffixes (``.nii.gz``), which many writers look at.
+    On any failure the temporary file is removed and an older ``target`` stays as it was.
+
+    Raises:
+        SegdistillError: the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(target.suffixes[-2:])
+    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=target.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        with _disk_full_named(target):
+            yield partial
+            partial.chmod(0o644)
+            partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``target``; swap it in for ``target`` only on success.
+
+    Raises:
+        SegdistillError: the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        with _disk_full_named(target):
+            yield partial
+            partial.chmod(0o755)
+            if target.exists():
+                old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
+                target.replace(old / target.name)
+                partial.replace(target)
+                shutil.rmtree(old)
+            else:
+                partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _disk_full_named(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SegdistillError(
+                f"{target}: the disk is full, nothing was written. "
+                f"Free some space under {target.parent} and run the same command again."
+            ) from error
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as JSON that is the same bytes for the same value: sorted keys, final newline."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to ``path`` atomically, in the form of :func:`json_bytes`."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(json_bytes(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        SegdistillError: the file is missing or isn't JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SegdistillError(f"{path}: no such file.") from error
+    except ValueError as error:
+        raise SegdistillError(f"{path}: not valid JSON ({error}).") from error
