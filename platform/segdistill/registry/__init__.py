@@ -1,1 +1,4 @@
+import os
 
+# MLflow reads this while it is imported: it must be set before any module of this room imports it.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
