@@ -1,1 +1,16 @@
+"""A scan: voxels and an affine in mm, read, checked and written."""
 
+from segdistill.volume.grid import Volume, VolumeError, check_volume, same_grid
+from segdistill.volume.reading import read_label_map, read_volume
+from segdistill.volume.writing import write_label_map, write_volume
+
+__all__ = [
+    "Volume",
+    "VolumeError",
+    "check_volume",
+    "read_label_map",
+    "read_volume",
+    "same_grid",
+    "write_label_map",
+    "write_volume",
+]

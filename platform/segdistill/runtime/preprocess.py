@@ -1,0 +1,237 @@
+"""From a scan to what the network sees: orient, crop, normalise, resample.
+
+Training and inference call the very same functions, so a network meets at the bedside what it was
+trained on.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    io_orientation,
+    ornt_transform,
+)
+from numpy.typing import NDArray
+
+from segdistill.files import SegdistillError
+from segdistill.runtime.plan import Foreground, Normalisation, Plan
+from segdistill.runtime.resample import Matrix, argmax_resampled, axis_matrix, resample, target_size
+from segdistill.volume import Volume, same_grid
+
+Step = Callable[[str], AbstractContextManager[Any]]
+
+# Slices with less than this share of the fullest slice's foreground are noise in the air.
+_SPECKLE = 0.01
+# "Above the mean" misses dark content at the rim (cerebrospinal fluid, lung): keep this much more.
+_MARGIN_MM = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The way from a scan's grid to the plan's grid, for going back.
+
+    Attributes:
+        scan_shape: (X, Y, Z) of the scan as stored.
+        scan_affine: (4, 4) of the scan as stored, voxel to RAS mm.
+        flips: (3, 2) nibabel orientation transform from the scan's axes to the plan's.
+        crop: first and one past the last voxel of the content, per axis of the plan's orientation.
+        spacing_mm: of the scan, per axis of the plan's orientation.
+        grid_mm: of the plan's grid.
+        grid_shape: (x, y, z) of the plan's grid; its centre is the centre of the crop.
+    """
+
+    scan_shape: tuple[int, int, int]
+    scan_affine: NDArray[np.float64]
+    flips: NDArray[np.float64] = field(repr=False)
+    crop: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    spacing_mm: tuple[float, float, float]
+    grid_mm: tuple[float, float, float]
+    grid_shape: tuple[int, int, int]
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The crop as slices of the oriented scan."""
+        x, y, z = (slice(start, stop) for start, stop in self.crop)
+        return x, y, z
+
+    def to_grid(self) -> list[Matrix | None]:
+        """One resampling matrix per axis, from the crop to the plan's grid."""
+        return [
+            axis_matrix(stop - start, spacing, size, target)
+            for (start, stop), spacing, size, target in zip(
+                self.crop, self.spacing_mm, self.grid_shape, self.grid_mm, strict=True
+            )
+        ]
+
+    def to_crop(self) -> list[Matrix | None]:
+        """One resampling matrix per axis, from the plan's grid back to the crop."""
+        return [
+            axis_matrix(size, target, stop - start, spacing)
+            for (start, stop), spacing, size, target in zip(
+                self.crop, self.spacing_mm, self.grid_shape, self.grid_mm, strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan as the network sees it.
+
+    Attributes:
+        array: (1, X, Y, Z) float32, C-contiguous, on the plan's grid; one channel.
+        geometry: the way back to the scan's grid.
+    """
+
+    array: NDArray[np.float32]
+    geometry: Geometry
+
+
+def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared:
+    """Orient, crop to the content, normalise and resample a scan.
+
+    Args:
+        volume: a scan that passed :func:`~segdistill.volume.check_volume`.
+        plan: the family's plan.
+        step: opened as a context around each step, with its name, for timing.
+
+    Returns:
+        The scan on the plan's grid. It may be smaller than a patch: padding is the windows' part.
+
+    Raises:
+        SegdistillError: the scan has no foreground.
+    """
+    with step("orient_crop"):
+        flips = _flips(volume, plan)
+        oriented = apply_orientation(volume.array, flips)
+        mask = foreground(oriented, plan.foreground)
+        order = np.argsort(flips[:, 0])
+        spacing = tuple(volume.spacing_mm[axis] for axis in order)
+        margin_mm = _MARGIN_MM if plan.foreground == "above_mean" else 0.0
+        speckle = _SPECKLE if plan.foreground == "above_mean" else 0.0
+        crop = tuple(
+            _content(mask, axis, speckle, int(np.ceil(margin_mm / spacing[axis]))) for axis in range(3)
+        )
+        geometry = Geometry(
+            scan_shape=_three(volume.array.shape),
+            scan_affine=volume.affine,
+            flips=flips,
+            crop=_three(crop),
+            spacing_mm=_three(spacing),
+            grid_mm=plan.spacing_mm,
+            grid_shape=_three(
+                target_size(stop - start, size, target)
+                for (start, stop), size, target in zip(crop, spacing, plan.spacing_mm, strict=True)
+            ),
+        )
+        content = np.ascontiguousarray(oriented[geometry.slices], dtype=np.float32)
+        inside = np.ascontiguousarray(mask[geometry.slices])
+    with step("normalise"):
+        content = normalise(content, inside, plan.normalisation)
+    with step("resample"):
+        content = resample(content, geometry.to_grid())
+    return Prepared(content[None], geometry)
+
+
+def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[np.uint8]:
+    """Bring a scan's label map to the plan's grid, for training.
+
+    Every class is resampled as the scan is (linear, with anti-aliasing) and the largest wins. Nearest
+    neighbour would move borders by up to half a voxel and tear thin structures where slices are thick.
+
+    Args:
+        label: label codes on the scan's grid; codes that the plan doesn't have become background.
+        plan: the family's plan.
+        geometry: of the scan, from :func:`preprocess`.
+
+    Returns:
+        (X, Y, Z) uint8 channel indices (0 background, then the plan's order) on the plan's grid.
+
+    Raises:
+        SegdistillError: the label map isn't on the scan's grid.
+    """
+    scan = Volume(np.empty(geometry.scan_shape, np.bool_), geometry.scan_affine)
+    if not same_grid(label, scan, tolerance_mm=1e-2):
+        raise SegdistillError(
+            f"the label map ({label.array.shape}) isn't on the scan's grid ({geometry.scan_shape}), or is "
+            "elsewhere in space. Resample it to the scan, or take the label map that belongs to it."
+        )
+    codes = apply_orientation(label.array, geometry.flips)[geometry.slices]
+    channel = np.zeros(codes.shape, np.uint8)
+    for index, code in enumerate(plan.codes):
+        if index:
+            channel[codes == code] = index
+    return argmax_resampled(
+        lambda index, where: (channel[where] == index).astype(np.float32),
+        channel,
+        plan.channels_out,
+        geometry.to_grid(),
+    )
+
+
+def foreground(array: NDArray[Any], rule: Foreground) -> NDArray[np.bool_]:
+    """The voxels that count as content.
+
+    Args:
+        array: (X, Y, Z) intensities.
+        rule: ``nonzero``, or ``above_mean``: above the mean intensity of the whole array.
+
+    Raises:
+        SegdistillError: there are none.
+    """
+    mask: NDArray[np.bool_] = (
+        array > array.mean(dtype=np.float64) if rule == "above_mean" else array != 0
+    )
+    if not mask.any():
+        raise SegdistillError(f"the scan has no content: no voxel is {rule}. Check the export.")
+    return mask
+
+
+def normalise(
+    array: NDArray[np.float32], mask: NDArray[np.bool_], how: Normalisation
+) -> NDArray[np.float32]:
+    """Bring intensities to the common scale.
+
+    Args:
+        array: (X, Y, Z) float32; changed in place.
+        mask: (X, Y, Z) the foreground voxels, which ``zscore`` takes its statistics from.
+        how: see :class:`~segdistill.runtime.plan.Normalisation`.
+
+    Returns:
+        ``array``: (array - mean) / standard deviation.
+    """
+    if how.scheme == "ct":
+        assert how.clip_hu is not None and how.mean_hu is not None and how.std_hu is not None  # noqa: S101
+        np.clip(array, *how.clip_hu, out=array)
+        mean, deviation = how.mean_hu, how.std_hu
+    else:
+        values = array[mask]
+        mean = float(values.mean(dtype=np.float64))
+        deviation = float(values.std(dtype=np.float64))
+    array -= np.float32(mean)
+    array *= np.float32(1 / max(deviation, 1e-8))
+    return array
+
+
+def _flips(volume: Volume, plan: Plan) -> NDArray[np.float64]:
+    transform: NDArray[np.float64] = ornt_transform(
+        io_orientation(volume.affine), axcodes2ornt(tuple(plan.orientation))
+    )
+    return transform
+
+
+def _content(mask: NDArray[np.bool_], axis: int, speckle: float, margin: int) -> tuple[int, int]:
+    """First and one past the last slice along ``axis`` with content, ``margin`` slices wider."""
+    others = tuple(other for other in range(3) if other != axis)
+    counts = np.count_nonzero(mask, axis=others)
+    at = np.flatnonzero(counts > speckle * counts.max())
+    return max(0, int(at[0]) - margin), min(mask.shape[axis], int(at[-1]) + 1 + margin)
+
+
+def _three(values: Any) -> Any:
+    x, y, z = values
+    return x, y, z
