@@ -6,6 +6,7 @@ opens the same database. With ``MLFLOW_TRACKING_URI`` set, all goes through that
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.time import get_current_time_millis
 
 from segdistill.files import SegdistillError
 
@@ -29,6 +29,14 @@ RUN_KEY = "segdistill.run_key"
 
 class RegistryError(SegdistillError):
     """The registry doesn't hold what was asked for, or holds something else than expected."""
+
+
+class _Data(MetaDataset):
+    """Data that is known by its place and digest alone."""
+
+    @property
+    def profile(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ def log_metrics(
     store: Store, run_id: str, metrics: Mapping[str, float], step: int = 0, model_id: str | None = None
 ) -> None:
     """Log figures of one step; with ``model_id`` they are also shown on the model's own page."""
-    now = get_current_time_millis()
+    now = int(time.time() * 1000)
     store.client.log_batch(
         run_id,
         metrics=[
@@ -162,7 +170,7 @@ def log_data(store: Store, run_id: str, data: Mapping[str, tuple[str, str, str]]
         warnings.simplefilter("ignore", UserWarning)
         inputs = [
             DatasetInput(
-                MetaDataset(resolve_dataset_source(path), name=name, digest=digest)._to_mlflow_entity(),
+                _Data(resolve_dataset_source(path), name=name, digest=digest)._to_mlflow_entity(),
                 [InputTag("mlflow.data.context", context)],
             )
             for name, (path, digest, context) in data.items()
