@@ -1,0 +1,85 @@
+# 'make help' lists the targets. GNU make, git and Python 3.11 or newer are all that must be there.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# DVC's stages call 'python': it must be the one of the environment.
+export PATH := $(BIN):$(PATH)
+# Nothing here phones home.
+export BENTOML_DO_NOT_TRACK := True
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export RAY_USAGE_STATS_ENABLED := 0
+# Four processes and a gigabyte that 'mlflow ui' does without.
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.PHONY: install
+install: $(STAMP) ## make the environment in .venv and install the lock (quick when up to date)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 (Debian: apt-get install python3 python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than 3.11: name a newer one, 'make PYTHON=/path/to/python3.11 $(or $(MAKECMDGOALS),install)'."; exit 1; }
+	@test -x $(BIN)/python || { echo "Making the environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the versions of requirements.lock (about 3 GB, minutes on the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock \
+	  | { grep -v '^Requirement already satisfied' || true; }
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## the whole chain on the simulated cohort: train, distil, evaluate, promote, package, serve
+	@$(BIN)/python -m pipelines.demo
+
+.PHONY: test
+test: lint ## install, check the style and run all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-fast
+test-fast: $(STAMP) ## the tests that take no server, no Ray run and no environment of their own
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## style, types and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: ui
+ui: $(STAMP) ## the registry in the browser, on this machine only: http://127.0.0.1:5000
+	@case "$${MLFLOW_TRACKING_URI:-}" in http*) echo "The registry is at $$MLFLOW_TRACKING_URI: open that."; exit 0;; esac; \
+	  $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
+	  --default-artifact-root "file://$(CURDIR)/mlartifacts" --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1
+
+.PHONY: serve
+serve: $(STAMP) ## the champion over HTTP, on this machine only: http://127.0.0.1:3000
+	@$(BIN)/bentoml serve --host 127.0.0.1 --port $(or $(PORT),3000)
+
+.PHONY: readme
+readme: $(STAMP) ## bring the README's table in step with the last evaluation
+	@$(BIN)/python -m pipelines.readme_table
+
+.PHONY: lock
+lock: $(STAMP) ## write requirements.lock from what is installed now
+	@{ sed -n '/^#/p' requirements.lock; \
+	   $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip \
+	     | sed 's/^torch==\([0-9.]*\)+.*/torch==\1/'; } > requirements.lock.partial
+	@mv requirements.lock.partial requirements.lock && touch $(STAMP)
+
+.PHONY: clean
+clean: ## remove what tools left behind; data, models, the registry and demo/ stay
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
