@@ -157,8 +157,8 @@ def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[n
     scan = Volume(np.empty(geometry.scan_shape, np.bool_), geometry.scan_affine)
     if not same_grid(label, scan, tolerance_mm=1e-2):
         raise SegdistillError(
-            f"the label map ({label.array.shape}) isn't on the scan's grid ({geometry.scan_shape}), or is "
-            "elsewhere in space. Resample it to the scan, or take the label map that belongs to it."
+            f"the label map, shape {label.array.shape}, isn't on the grid of the scan, shape "
+            f"{geometry.scan_shape}. Resample it to the scan, or take the label map that belongs to it."
         )
     codes = apply_orientation(label.array, geometry.flips)[geometry.slices]
     channel = np.zeros(codes.shape, np.uint8)
@@ -205,7 +205,10 @@ def normalise(
         ``array``: (array - mean) / standard deviation.
     """
     if how.scheme == "ct":
-        assert how.clip_hu is not None and how.mean_hu is not None and how.std_hu is not None  # noqa: S101
+        if how.clip_hu is None or how.mean_hu is None or how.std_hu is None:
+            raise SegdistillError(
+                "ct normalisation needs clip_hu, mean_hu and std_hu; make the plan again."
+            )
         np.clip(array, *how.clip_hu, out=array)
         mean, deviation = how.mean_hu, how.std_hu
     else:

@@ -45,7 +45,8 @@ def axis_matrix(size: int, spacing_mm: float, target_size: int, target_mm: float
     place = (np.arange(target_size) - (target_size - 1) / 2) * ratio + (size - 1) / 2
     distance = np.abs(place[:, None] - np.arange(size)) / max(1.0, ratio)
     weights = np.maximum(1 - distance, 0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix: Matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix
 
 
 def resample(array: NDArray[np.float32], matrices: Sequence[Matrix | None]) -> NDArray[np.float32]:

@@ -77,7 +77,7 @@ def check_volume(volume: Volume, name: str) -> Volume:
     # One pass instead of a mask: a single NaN or infinity makes the sum not finite.
     if volume.array.dtype.kind == "f" and not np.isfinite(np.sum(volume.array, dtype=np.float64)):
         raise VolumeError(
-            f"{name}: some voxels are NaN or infinite. Replace them (or export the scan again) and retry."
+            f"{name}: some voxels are NaN or infinite. Replace them, or export the scan again."
         )
     if volume.array.min() == volume.array.max():
         raise VolumeError(

@@ -78,9 +78,7 @@ def _read(path: Path, dtype: type[np.float32] | None) -> tuple[Any, NDArray[Any]
     except EOFError as error:
         raise VolumeError(f"{path}: the file is truncated. {_EXPORT_AGAIN}") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise VolumeError(
-            f"{path}: the compressed data is damaged ({error}). {_EXPORT_AGAIN}"
-        ) from error
+        raise VolumeError(f"{path}: the compressed data is damaged, {error}. {_EXPORT_AGAIN}") from error
 
 
 def _read_stream(
