@@ -85,8 +85,17 @@ class Plan:
         return (0, *(structure.code for structure in self.structures))
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON values; :meth:`from_json` reads it back."""
-        return asdict(self)
+        """The plan as plain JSON values, the same ones for equal plans; :meth:`from_json` reads it."""
+        body = asdict(self)
+        body["spacing_mm"] = [float(size) for size in self.spacing_mm]  # 2 and 2.0 are one spacing
+        body["overlap"] = float(self.overlap)
+        how = body["normalisation"]
+        for name in ("mean_hu", "std_hu"):
+            how[name] = None if how[name] is None else float(how[name])
+        how["clip_hu"] = None if how["clip_hu"] is None else [float(bound) for bound in how["clip_hu"]]
+        for name in ("patch_size", "size_divisor"):
+            body[name] = [int(size) for size in body[name]]
+        return body
 
     @classmethod
     def from_json(cls, body: dict[str, Any], source: str = "plan") -> "Plan":
@@ -107,6 +116,7 @@ class Plan:
                     "spacing_mm": _triple(body["spacing_mm"], float),
                     "patch_size": _triple(body["patch_size"], int),
                     "size_divisor": _triple(body["size_divisor"], int),
+                    "overlap": float(body["overlap"]),
                     "structures": tuple(Structure(**entry) for entry in body["structures"]),
                 }
             )

@@ -206,9 +206,7 @@ def normalise(
     """
     if how.scheme == "ct":
         if how.clip_hu is None or how.mean_hu is None or how.std_hu is None:
-            raise SegdistillError(
-                "ct normalisation needs clip_hu, mean_hu and std_hu; make the plan again."
-            )
+            raise SegdistillError("ct normalisation lacks clip_hu, mean_hu or std_hu. Make the plan.")
         np.clip(array, *how.clip_hu, out=array)
         mean, deviation = how.mean_hu, how.std_hu
     else:

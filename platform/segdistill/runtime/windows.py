@@ -1,0 +1,112 @@
+"""Running a network over a whole volume: Gaussian-weighted sliding windows, or one pass."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdistill.files import SegdistillError
+from segdistill.runtime.backend import Backend
+from segdistill.runtime.plan import Plan
+
+# Of the window size; nnU-Net's value (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+_SIGMA = 1 / 8
+
+
+def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray[np.float32]:
+    """Run the network over a volume, as the plan's ``mode`` says.
+
+    ``windows``: windows of ``patch_size``, evenly spaced so that neighbours share at least
+    ``overlap`` of a window, each weighted by a Gaussian about its centre. The weights of one place
+    sum to one, so the result is one running sum. ``whole``: one pass.
+
+    Volumes smaller than a window (``windows``), or not a multiple of ``size_divisor`` (``whole``),
+    are padded by :func:`pad`, and the padding is cut off again.
+
+    Args:
+        array: (1, X, Y, Z) float32 on the plan's grid.
+        plan: the family's plan.
+        backend: runs the network.
+
+    Returns:
+        (K, X, Y, Z) float32 logits.
+
+    Raises:
+        SegdistillError: the network's output has another shape than the plan says.
+    """
+    size = array.shape[1:]
+    if plan.mode == "whole":
+        least = tuple(-(-n // step) * step for n, step in zip(size, plan.size_divisor, strict=True))
+        window = least
+    else:
+        window = plan.patch_size
+        least = tuple(max(n, patch) for n, patch in zip(size, window, strict=True))
+    padded = pad(array, least)
+    before = [(n - old) // 2 for n, old in zip(least, size, strict=True)]
+    inner = (slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))
+    if window == least:
+        return _run(backend, padded, plan)[inner]
+    logits = np.zeros((plan.channels_out, *least), np.float32)
+    for where, weight in _weighted_windows(least, window, plan.overlap):
+        out = _run(backend, padded[(slice(None), *where)], plan)
+        if not out.flags.writeable:
+            out = out.copy()
+        out *= weight
+        logits[(slice(None), *where)] += out
+    return logits[inner]
+
+
+def pad(array: NDArray[np.float32], least: tuple[int, ...]) -> NDArray[np.float32]:
+    """Grow the spatial axes of (C, X, Y, Z) to at least ``least``, evenly on both sides.
+
+    The outermost voxels are repeated: at a crop's border there is mostly air, and air goes on. (A
+    zero would be the mean intensity after ``zscore``.) Training pads small cases the same way.
+    """
+    missing = [max(0, n - old) for n, old in zip(least, array.shape[1:], strict=True)]
+    if not any(missing):
+        return array
+    around = [(0, 0), *((m // 2, m - m // 2) for m in missing)]
+    grown: NDArray[np.float32] = np.pad(array, around, mode="edge")
+    return grown
+
+
+def starts(size: int, window: int, overlap: float) -> list[int]:
+    """First voxels of the windows along one axis: evenly spaced, at most (1 - overlap) apart."""
+    if size <= window:
+        return [0]
+    step = max(1.0, window * (1 - overlap))
+    count = int(np.ceil((size - window) / step)) + 1
+    return [round(i * (size - window) / (count - 1)) for i in range(count)]
+
+
+def _weighted_windows(
+    size: tuple[int, ...], window: tuple[int, ...], overlap: float
+) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
+    """Every window's place and its (x, y, z) weights; the weights of one voxel sum to one.
+
+    Windows lie on a grid and the Gaussian is separable, so the sum of the weights is too: each axis
+    is normalised by itself, and no volume of summed weights is needed.
+    """
+    axes = []
+    for n, w in zip(size, window, strict=True):
+        bell = np.exp(-0.5 * ((np.arange(w) - (w - 1) / 2) / (w * _SIGMA)) ** 2)
+        total = np.zeros(n)
+        begin = starts(n, w, overlap)
+        for first in begin:
+            total[first : first + w] += bell
+        axes.append([(slice(s, s + w), bell / total[s : s + w]) for s in begin])
+    for x, y, z in product(*axes):
+        weight = (x[1][:, None, None] * y[1][:, None] * z[1]).astype(np.float32)
+        yield (x[0], y[0], z[0]), weight
+
+
+def _run(backend: Backend, part: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+    out = backend(np.ascontiguousarray(part[None]))
+    expected = (1, plan.channels_out, *part.shape[1:])
+    if out.shape != expected:
+        raise SegdistillError(
+            f"the network gave {out.shape}, the plan needs {expected}: model.onnx and plan.json don't "
+            "belong together. Export the bundle again."
+        )
+    return out[0]
