@@ -1,0 +1,296 @@
+"""The house itself: names, knobs, documents, the lock and what CI prints."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.readme_table import END, START, family_lines, with_table
+from segdistill.files import SegdistillError
+from segdistill.network.architecture import Architecture
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PAPER = yaml.safe_load((ROOT / "profiles" / "paper.yaml").read_text())
+# Their entries are named by the user; each entry has the knobs of the first one.
+NAMED = ("sites", "students")
+
+
+def test_platform_is_the_standard_librarys() -> None:
+    """From the root, ``import platform`` is the standard library's module."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import platform; print(platform.__file__, platform.python_version())"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(ROOT) not in done.stdout.replace(sys.prefix, "")
+    assert re.search(r"platform\.pyc? \d+\.\d+", done.stdout)
+
+
+def test_platform_folder_is_no_package() -> None:
+    """The source root ``platform/`` has no ``__init__.py`` that could shadow the standard library."""
+    assert (ROOT / "platform" / "segdistill").is_dir()
+    assert not (ROOT / "platform" / "__init__.py").exists()
+
+
+def _knobs(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of every leaf."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _knobs(value, (*path, key))
+    else:
+        yield path, node
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_kind(entry) for entry in value]
+    return type(value).__name__
+
+
+def test_profiles_have_the_same_knobs() -> None:
+    """The paper's profile has exactly the keys of params.yaml, with values of the same types."""
+    plain = {path: _kind(value) for path, value in _knobs(PARAMS) if path[0] not in NAMED}
+    paper = {path: _kind(value) for path, value in _knobs(PAPER) if path[0] not in NAMED}
+    assert paper == plain
+    assert list(PAPER) == list(PARAMS)
+    for part in NAMED:
+        shapes = [
+            {key: _kind(value) for key, value in entry.items()}
+            for entry in [*PARAMS[part].values(), *PAPER[part].values()]
+        ]
+        assert all(shape == shapes[0] for shape in shapes), part
+
+
+def test_paper_profile_has_the_papers_networks() -> None:
+    """The paper's profile makes a teacher of 31 M parameters and an x4 student with 93.7% fewer."""
+    import torch
+
+    from segdistill.network.unet import UNet, inference_parameters
+
+    def parameters(width: float) -> int:
+        with torch.device("meta"):
+            return inference_parameters(UNet(Architecture.scaled(PAPER["network"], width, 11)))
+
+    teacher, student = parameters(1.0), parameters(PAPER["students"]["x4"]["width"])
+    assert teacher == pytest.approx(31e6, rel=0.02)
+    assert 1 - student / teacher == pytest.approx(0.9375, abs=0.001)
+
+
+def _commented() -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, comment or '') of every line of params.yaml that holds a value."""
+    path: list[str] = []
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        found = re.match(r"^( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
+        if found:
+            depth = len(found[1]) // 2
+            path[depth:] = [found[2]]
+            if found[3] or found[4]:
+                yield tuple(path), found[4] or ""
+
+
+UNITS = {"mm": r"\bmm\b", "mb": r"\bMB\b", "deg": r"degrees", "hu": r"\bHU\b", "steps": r"step"}
+
+
+def test_every_knob_is_explained() -> None:
+    """Every knob of params.yaml has a one-line comment, which names the unit that its name promises."""
+    comments: dict[tuple[str, ...], str] = {}
+    for path, comment in _commented():
+        # An entry that the user names is explained once, at the first one or at its heading.
+        general = (path[0], "*", *path[2:]) if path[0] in NAMED else path
+        comments[general] = comments.get(general) or comment
+    for path, _ in _knobs(PARAMS):
+        general = (path[0], "*", *path[2:]) if path[0] in NAMED else path
+        comment = comments.get(general) or comments.get(path[:1], "") * (path[0] == "students")
+        assert len(comment) >= 8, f"{'.'.join(path)} has no comment"
+        unit = UNITS.get(path[-1].rsplit("_", 1)[-1])
+        assert unit is None or re.search(unit, comment), f"{'.'.join(path)}: no unit in {comment!r}"
+
+
+def _stage_params() -> set[str]:
+    """What the stages of dvc.yaml depend on, with ``foreach`` written out."""
+    found: set[str] = set()
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        body = stage.get("do", stage)
+        each = [None]
+        if "foreach" in stage:
+            node: Any = PARAMS
+            entries = stage["foreach"]
+            if isinstance(entries, str):
+                for key in entries.strip("${}").split("."):
+                    node = node[key]
+                entries = node
+            each = list(entries)
+        for entry in each:
+            for name in body.get("params", []):
+                found.add(re.sub(r"\$\{(key|item)\}", str(entry), name))
+    return found
+
+
+def test_every_knob_reaches_a_stage() -> None:
+    """Every knob is a parameter of some stage, so that changing it makes that stage run again."""
+    reached = _stage_params()
+    idle = [
+        name
+        for name in (".".join(path) for path, _ in _knobs(PARAMS))
+        if not any(name == param or name.startswith(param + ".") for param in reached)
+    ]
+    assert not idle
+
+
+def _tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def _anchors(page: str) -> set[str]:
+    """GitHub's anchors of a Markdown page's headings."""
+    headings = re.findall(r"^#+ +(.*)$", re.sub(r"```.*?```", "", page, flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_in_documents_exist() -> None:
+    """Every link inside the repository leads to a file that is there, and to a heading in it."""
+    broken, seen = [], 0
+    for page in (path for path in _tracked() if path.suffix == ".md"):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"[a-z]+:", link):
+                continue
+            seen += 1
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if not target.exists() or (anchor and anchor not in _anchors(target.read_text())):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert seen
+    assert not broken
+
+
+def test_nothing_of_a_workplace_is_tracked() -> None:
+    """No tracked file names a folder of the machine it was written on."""
+    absolute = re.compile(rb"(?<![\w.$}/-])/(?:" + b"|".join((b"work", b"root", b"home")) + rb")/\w")
+    named = [
+        str(path.relative_to(ROOT))
+        for path in _tracked()
+        if b"\0" not in (content := path.read_bytes()) and absolute.search(content)
+    ]
+    assert not named
+
+
+MEMBER = {
+    "name": "student-x4",
+    "parameters": 1234567,
+    "dice": 0.87654,
+    "dice_unseen_site": None,
+    "nsd": 0.9,
+    "hd95_mm": 2.345,
+    "retention": 0.98765,
+    "cpu_seconds": 0.5,
+}
+
+
+def test_readme_table_is_the_evaluations() -> None:
+    """The README's table is the one that the committed family.json gives."""
+    readme = (ROOT / "README.md").read_text()
+    family = ROOT / "reports" / PARAMS["task"] / "family.json"
+    lines = (
+        family_lines(json.loads(family.read_text()))
+        if family.exists()
+        else ["*The reference run is not committed yet.*"]
+    )
+    assert with_table(readme, lines) == readme
+
+
+def test_readme_table_replaces_only_its_block() -> None:
+    """Writing the table keeps all around it, shows a missing figure as none, and is idempotent."""
+    text = f"before\n{START}\nold\n{END}\nafter\n"
+    once = with_table(text, family_lines([MEMBER]))
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "old" not in once
+    assert "| student-x4 | 1,234,567 | 0.8765 | none | 0.9000 | 2.35 | 98.77% | 0.50 |" in once
+    assert with_table(once, family_lines([MEMBER])) == once
+
+
+@pytest.mark.parametrize("text", ["no markers", END + START, START + END + START + END])
+def test_readme_table_needs_its_markers(text: str) -> None:
+    """A README without the two markers, once and in order, is refused and not guessed at."""
+    with pytest.raises(SegdistillError, match=r"README\.md"):
+        with_table(text, [])
+
+
+def _name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]).lower()
+
+
+def _locked() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", pin) for pin in pins)
+    return {_name(pin): pin.partition("==")[2] for pin in pins}
+
+
+def test_lock_pins_what_the_code_needs() -> None:
+    """The lock pins every dependency that pyproject.toml names, and the tools that 'make test' runs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    named = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    tools = ["pytest", "hypothesis", "ruff", "mypy", "import-linter", "pre-commit"]
+    assert {_name(requirement) for requirement in [*named, *tools]} <= _locked().keys()
+
+
+def test_environment_is_the_lock() -> None:
+    """What is installed has the versions of the lock, torch's local build tag aside."""
+    installed = {
+        _name(d.metadata["Name"]): d.version.partition("+")[0] for d in metadata.distributions()
+    }
+    wrong = {
+        name: (version, installed.get(name))
+        for name, version in _locked().items()
+        if installed.get(name) != version
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [
+        ("12 passed, 1 skipped in 3.21s", 0),
+        ("1 failed, 2 passed in 61.00s (0:01:01)", 1),
+        ("no tests ran in 0.01s", 5),
+    ],
+)
+def test_ci_ends_with_pytests_own_line(tmp_path: Path, last: str, status: int) -> None:
+    """``.ci/run`` prints pytest's last line last and is red exactly when 'make test' is."""
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci" / "run"
+    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+    (tmp_path / "Makefile").write_text(
+        f"test:\n\t@echo '1 passed in 9 hours'\n\t@echo '{last}'\n\t@exit {status}\n"
+    )
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == (status != 0)
+    assert done.stdout.splitlines()[-1] == last
+
+
+def test_readme_names_targets_that_exist() -> None:
+    """Every 'make' command in the documents is a target of the Makefile that 'make help' lists."""
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    targets = {line.split()[0] for line in listed.splitlines()}
+    pages = [path for path in _tracked() if path.suffix == ".md"]
+    used = {name for page in pages for name in re.findall(r"[`\n] ?make ([a-z-]+)", page.read_text())}
+    assert used
+    assert used <= targets
