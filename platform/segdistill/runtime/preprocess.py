@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.plan import Foreground, Normalisation, Plan
-from segdistill.runtime.resample import Matrix, argmax_resampled, axis_matrix, resample, target_size
+from segdistill.runtime.resample import (
+    AxisWeights,
+    argmax_resampled,
+    axis_weights,
+    resample,
+    target_size,
+)
 from segdistill.volume import Volume, same_grid
 
 Step = Callable[[str], AbstractContextManager[Any]]
@@ -59,19 +65,19 @@ class Geometry:
         x, y, z = (slice(start, stop) for start, stop in self.crop)
         return x, y, z
 
-    def to_grid(self) -> list[Matrix | None]:
-        """One resampling matrix per axis, from the crop to the plan's grid."""
+    def to_grid(self) -> list[AxisWeights | None]:
+        """One set of weights per axis, from the crop to the plan's grid."""
         return [
-            axis_matrix(stop - start, spacing, size, target)
+            axis_weights(stop - start, spacing, size, target)
             for (start, stop), spacing, size, target in zip(
                 self.crop, self.spacing_mm, self.grid_shape, self.grid_mm, strict=True
             )
         ]
 
-    def to_crop(self) -> list[Matrix | None]:
-        """One resampling matrix per axis, from the plan's grid back to the crop."""
+    def to_crop(self) -> list[AxisWeights | None]:
+        """One set of weights per axis, from the plan's grid back to the crop."""
         return [
-            axis_matrix(size, target, stop - start, spacing)
+            axis_weights(size, target, stop - start, spacing)
             for (start, stop), spacing, size, target in zip(
                 self.crop, self.spacing_mm, self.grid_shape, self.grid_mm, strict=True
             )

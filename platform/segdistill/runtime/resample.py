@@ -1,21 +1,65 @@
 """Separable resampling between two grids that share their centre.
 
-Every axis has a small matrix of weights. Its rows hold a triangle (linear interpolation); where the
-target grid is coarser, the triangle is as wide as the target's spacing, which keeps fine detail from
-aliasing (as ``antialias=True`` does in Pillow and in ``torch.nn.functional.interpolate``). Dense
-matrix products do the work: at the sizes of scans they beat gathering.
+Every axis has a matrix of weights. Its rows hold a triangle (linear interpolation); where the target
+grid is coarser, the triangle is as wide as the target's spacing, which keeps fine detail from
+aliasing (as ``antialias=True`` does in Pillow and in ``torch.nn.functional.interpolate``). The matrix
+is a band, so it is kept as small dense blocks and applied by many small matrix products. Those are
+below the size at which BLAS starts threads, which would cost more than they give here.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32]
 Slices = tuple[slice, slice, slice]
 
+_BLOCK_ROWS = 16
 _SLAB_BYTES = 2**21  # of one class in float32: stays in a processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class AxisWeights:
+    """How the values along one axis of the target are made of those of the source.
+
+    Attributes:
+        matrix: (target size, source size) float32; rows sum to one, weights are not negative.
+    """
+
+    matrix: NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """Voxels of the target."""
+        return len(self.matrix)
+
+    @property
+    def growth(self) -> float:
+        """Target voxels per source voxel."""
+        return len(self.matrix) / int(self.matrix.shape[1])
+
+    @cached_property
+    def blocks(self) -> list[tuple[slice, slice, NDArray[np.float32]]]:
+        """(rows, columns, dense block) for every few rows, with only the columns they use."""
+        found = []
+        for start in range(0, self.size, _BLOCK_ROWS):
+            rows = slice(start, min(start + _BLOCK_ROWS, self.size))
+            columns = _used(self.matrix[rows])
+            found.append((rows, columns, np.ascontiguousarray(self.matrix[rows, columns])))
+        return found
+
+    def part(self, start: int, stop: int) -> tuple["AxisWeights", slice]:
+        """The weights of target voxels ``start`` to ``stop``, and the source voxels they use."""
+        columns = _used(self.matrix[start:stop])
+        return AxisWeights(self.matrix[start:stop, columns]), columns
+
+    def reach(self, start: int, stop: int) -> tuple[int, int]:
+        """First and one past the last target voxel that source voxels ``start`` to ``stop`` touch."""
+        at = np.flatnonzero(self.matrix[:, start:stop].any(axis=1))
+        return int(at[0]), int(at[-1]) + 1
 
 
 def target_size(size: int, spacing_mm: float, target_mm: float) -> int:
@@ -23,7 +67,7 @@ def target_size(size: int, spacing_mm: float, target_mm: float) -> int:
     return max(1, int(np.floor(size * spacing_mm / target_mm + 0.5)))
 
 
-def axis_matrix(size: int, spacing_mm: float, target_size: int, target_mm: float) -> Matrix | None:
+def axis_weights(size: int, spacing_mm: float, target_size: int, target_mm: float) -> AxisWeights | None:
     """Weights that bring one axis from a grid to another; both have the same centre.
 
     Row j is a triangle of half-width max(spacing, target) about the place of target voxel j, cut at
@@ -37,7 +81,7 @@ def axis_matrix(size: int, spacing_mm: float, target_size: int, target_mm: float
         target_mm: spacing of the target.
 
     Returns:
-        (target_size, size) float32, or None where the two grids are the same.
+        The weights, or None where the two grids are the same.
     """
     ratio = target_mm / spacing_mm
     if size == target_size and abs(ratio - 1) * size < 0.1:  # ends move less than 1/20 of a voxel
@@ -45,18 +89,16 @@ def axis_matrix(size: int, spacing_mm: float, target_size: int, target_mm: float
     place = (np.arange(target_size) - (target_size - 1) / 2) * ratio + (size - 1) / 2
     distance = np.abs(place[:, None] - np.arange(size)) / max(1.0, ratio)
     weights = np.maximum(1 - distance, 0)
-    matrix: Matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return matrix
+    return AxisWeights((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def resample(array: NDArray[np.float32], matrices: Sequence[Matrix | None]) -> NDArray[np.float32]:
-    """Apply one matrix per axis (None: leave the axis) to an (X, Y, Z) array; C-contiguous."""
+def resample(array: NDArray[np.float32], axes: Sequence[AxisWeights | None]) -> NDArray[np.float32]:
+    """Resample an (X, Y, Z) array, one entry of ``axes`` per axis (None: leave it); C-contiguous."""
     array = np.ascontiguousarray(array)
+    present = [(weights, axis) for axis, weights in enumerate(axes) if weights is not None]
     # The axes that shrink most go first, so that the later ones have less to do.
-    for axis in sorted(range(3), key=lambda axis: _growth(matrices[axis])):
-        matrix = matrices[axis]
-        if matrix is not None:
-            array = _along(array, matrix, axis)
+    for weights, axis in sorted(present, key=lambda entry: entry[0].growth):
+        array = _along(array, weights, axis)
     return array
 
 
@@ -64,7 +106,7 @@ def argmax_resampled(
     source: Callable[[int, Slices], NDArray[Any]],
     winner: NDArray[np.uint8],
     channels: int,
-    matrices: Sequence[Matrix | None],
+    axes: Sequence[AxisWeights | None],
 ) -> NDArray[np.uint8]:
     """The channel that is largest after resampling every channel, without storing them all.
 
@@ -76,34 +118,38 @@ def argmax_resampled(
         source: gives the scores of (channel, slices of the source grid).
         winner: (x, y, z) channel with the largest score of each source voxel; 0 is background.
         channels: number of channels.
-        matrices: one per axis, or None, as from :func:`axis_matrix`.
+        axes: one per axis, or None, as from :func:`axis_weights`.
 
     Returns:
         (X, Y, Z) uint8 channel indices on the target grid; the lower one where two are equal.
     """
-    if all(matrix is None for matrix in matrices):
+    if all(weights is None for weights in axes):
         return winner
     shape = tuple(
-        size if matrix is None else len(matrix)
-        for size, matrix in zip(winner.shape, matrices, strict=True)
+        size if weights is None else weights.size
+        for size, weights in zip(winner.shape, axes, strict=True)
     )
     result = np.zeros(shape, np.uint8)
     occupied = winner != 0
     if not occupied.any():
         return result
-    span = [_reach(matrix, _extent(occupied, axis)) for axis, matrix in enumerate(matrices)]
-    (start, stop), (y0, y1), (z0, z1) = span
+    extents = [_extent(occupied, axis) for axis in range(3)]
+    (start, stop), (y0, y1), (z0, z1) = (
+        extent if weights is None else weights.reach(*extent)
+        for weights, extent in zip(axes, extents, strict=True)
+    )
+    side = [_part(axes[1], y0, y1), _part(axes[2], z0, z1)]
     rows = max(1, _SLAB_BYTES // (4 * (y1 - y0) * (z1 - z0)))
-    side = [_part(matrices[1], y0, y1), _part(matrices[2], z0, z1)]
     for x0 in range(start, stop, rows):
         x1 = min(x0 + rows, stop)
-        parts = [_part(matrices[0], x0, x1), *side]
+        parts = [_part(axes[0], x0, x1), *side]
         where: Slices = (parts[0][1], parts[1][1], parts[2][1])
         if not occupied[where].any():
             continue
         small = [part[0] for part in parts]
         best = resample(source(0, where), small)
-        best = best.copy() if all(matrix is None for matrix in small) else best
+        if np.may_share_memory(best, source(0, where)):
+            best = best.copy()
         index = np.zeros(best.shape, np.uint8)
         for channel in range(1, channels):
             score = resample(source(channel, where), small)
@@ -114,19 +160,25 @@ def argmax_resampled(
     return result
 
 
-def _along(array: NDArray[np.float32], matrix: Matrix, axis: int) -> NDArray[np.float32]:
-    x, y, z = array.shape
-    if axis == 0:
-        product = (matrix @ array.reshape(x, y * z)).reshape(len(matrix), y, z)
-    elif axis == 1:
-        product = np.matmul(matrix, array)
-    else:
-        product = (array.reshape(x * y, z) @ matrix.T).reshape(x, y, len(matrix))
-    return product.astype(np.float32, copy=False)
+def _along(array: NDArray[np.float32], weights: AxisWeights, axis: int) -> NDArray[np.float32]:
+    shape = list(array.shape)
+    shape[axis] = weights.size
+    result = np.empty(shape, np.float32)
+    for rows, columns, block in weights.blocks:
+        # Views with the last axis contiguous go to BLAS as they are, one product per plane.
+        if axis == 0:
+            np.matmul(block, array[columns].swapaxes(0, 1), out=result[rows].swapaxes(0, 1))
+        elif axis == 1:
+            np.matmul(block, array[:, columns], out=result[:, rows])
+        else:
+            np.matmul(array[:, :, columns], block.T, out=result[:, :, rows])
+    return result
 
 
-def _growth(matrix: Matrix | None) -> float:
-    return 1.0 if matrix is None else len(matrix) / matrix.shape[1]
+def _used(rows: NDArray[np.float32]) -> slice:
+    """The columns from the first to the last that any of the rows gives a weight."""
+    at = np.flatnonzero(rows.any(axis=0))
+    return slice(int(at[0]), int(at[-1]) + 1)
 
 
 def _extent(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
@@ -136,18 +188,5 @@ def _extent(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
     return int(at[0]), int(at[-1]) + 1
 
 
-def _reach(matrix: Matrix | None, extent: tuple[int, int]) -> tuple[int, int]:
-    """The target indices to which source indices in ``extent`` contribute."""
-    if matrix is None:
-        return extent
-    at = np.flatnonzero(matrix[:, slice(*extent)].any(axis=1))
-    return int(at[0]), int(at[-1]) + 1
-
-
-def _part(matrix: Matrix | None, start: int, stop: int) -> tuple[Matrix | None, slice]:
-    """The rows ``start`` to ``stop`` with only the source columns they use, and those columns."""
-    if matrix is None:
-        return None, slice(start, stop)
-    used = np.flatnonzero(matrix[start:stop].any(axis=0))
-    columns = slice(int(used[0]), int(used[-1]) + 1)
-    return np.ascontiguousarray(matrix[start:stop, columns]), columns
+def _part(weights: AxisWeights | None, start: int, stop: int) -> tuple[AxisWeights | None, slice]:
+    return (None, slice(start, stop)) if weights is None else weights.part(start, stop)

@@ -61,7 +61,7 @@ def pad(array: NDArray[np.float32], least: tuple[int, ...]) -> NDArray[np.float3
     """Grow the spatial axes of (C, X, Y, Z) to at least ``least``, evenly on both sides.
 
     The outermost voxels are repeated: at a crop's border there is mostly air, and air goes on. (A
-    zero would be the mean intensity after ``zscore``.) Training pads small cases the same way.
+    zero would be the mean intensity after ``zscore``.) Training repeats the outermost voxels too.
     """
     missing = [max(0, n - old) for n, old in zip(least, array.shape[1:], strict=True)]
     if not any(missing):
@@ -109,4 +109,5 @@ def _run(backend: Backend, part: NDArray[np.float32], plan: Plan) -> NDArray[np.
             f"the network gave {out.shape}, the plan needs {expected}: model.onnx and plan.json don't "
             "belong together. Export the bundle again."
         )
-    return out[0]
+    logits: NDArray[np.float32] = out[0]
+    return logits
