@@ -12,6 +12,7 @@ SHAPE = (12, 11, 10)
 
 @pytest.fixture
 def voxels():
+    """Voxels of a small int16 scan."""
     return np.random.default_rng(3).integers(0, 900, SHAPE).astype(np.int16)
 
 
@@ -29,6 +30,7 @@ def save(path: Path, array, affine=None, **header) -> Path:
 
 
 def refused(path: Path, *words: str) -> None:
+    """Check that reading fails, naming the file and saying ``words``."""
     with pytest.raises(VolumeError) as caught:
         read_volume(path)
     message = str(caught.value)
@@ -127,9 +129,13 @@ def test_absurd_spacing(tmp_path, voxels, size):
 def test_singular_affine(tmp_path, voxels):
     """An affine with two axes in one direction is refused."""
     path = save(
-        tmp_path / "scan.nii", voxels, sform_code=1, qform_code=0, srow_x=[2, 2, 0, 0], srow_y=[0, 0, 1, 0],
+        tmp_path / "scan.nii",
+        voxels,
+        sform_code=1,
+        srow_x=[2, 2, 0, 0],
+        srow_y=[0, 0, 1, 0],
         srow_z=[0, 0, 1, 0],
-    )  # fmt: skip
+    )
     refused(path, "singular", "sform and qform")
 
 
