@@ -1,0 +1,174 @@
+"""The ``segdistill`` command. Subcommands import their rooms when they run: --help stays quick."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from segdistill.files import SegdistillError
+
+
+class _Commands(TyperGroup):
+    """Commands that tell what the user can mend in plain words on stderr, with exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SegdistillError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    # A traceback with local variables could show names of patients' files.
+    pretty_exceptions_enable=False,
+)
+site = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(site, name="site", help="Sites: scans of one hospital with their label maps.")
+
+
+@app.callback()
+def main() -> None:
+    """Distil 3D segmentation teachers into students for CPUs. Research use, not a medical device."""
+
+
+@site.callback()
+def sites() -> None:
+    """Sites: scans of one hospital with their label maps."""
+
+
+@site.command("add")
+def site_add(
+    name: Annotated[str, typer.Argument(help="Name of the new site; its cases become NAME-001, ...")],
+    source: Annotated[Path, typer.Option("--from", metavar="FOLDER", help="The data; it is only read.")],
+    layout: Annotated[
+        Literal["auto", "bids", "nnunet", "freesurfer"], typer.Option(help="How FOLDER is laid out.")
+    ] = "auto",
+    task: Annotated[str, typer.Option(help="The task that the labels are for.")] = "brain_mri",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MAP",
+            help="A YAML file of 'source code or name: structure', 'freesurfer', or 'same'.",
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares, by subject.")
+    ] = "0.7,0.1,0.2",
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the pseudonyms' order.")] = 0,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Keep the whole site out of training: all cases are test.")
+    ] = False,
+    require_labels: Annotated[
+        bool, typer.Option("--require-labels", help="Refuse scans without a label map.")
+    ] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="CASE", help="Leave out a case or subject; repeatable.")
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Its first group, found in a case's name, is the subject."),
+    ] = None,
+    suffix: Annotated[str, typer.Option(help="BIDS: suffix of the scans.")] = "T1w",
+    derivative: Annotated[
+        str | None, typer.Option(help="BIDS: folder under derivatives with the label maps.")
+    ] = None,
+    desc: Annotated[str | None, typer.Option(help="BIDS: 'desc' of the label maps.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="FreeSurfer: orig.mgz or norm.mgz; else the first that all have."),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write whose pseudonym is whose, outside the project folder."),
+    ] = None,
+    note: Annotated[str, typer.Option(help="What a reader must know about this data.")] = "",
+    root: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
+) -> None:
+    """Import labelled real scans from BIDS, nnU-Net raw or FreeSurfer into data/sites/TASK/NAME.
+
+    Everything is checked on the way in; what is wrong is listed case by case, and then
+    nothing is written.
+    """
+    from segdistill.cohort.imports.layout import Pick
+    from segdistill.cohort.imports.site import Request, add_site
+    from segdistill.cohort.imports.split import read_fractions
+
+    request = Request(
+        name=name,
+        source=source,
+        root=root,
+        task=task,
+        layout=None if layout == "auto" else layout,
+        pick=Pick(suffix, derivative, desc, image),
+        labels=labels,
+        fractions=read_fractions(split),
+        seed=seed,
+        held_out=held_out,
+        require_labels=require_labels,
+        exclude=tuple(exclude or ()),
+        subject=subject,
+        key=key,
+        note=note,
+    )
+    with _ended_politely():
+        added = add_site(request, _progress)
+    cases = added.site.cases
+    parts = ("train", "val", "test")
+    counts = ", ".join(f"{part} {sum(case.split == part for case in cases)}" for part in parts)
+    subjects = {case.subject for case in cases}
+    unlabelled = sum(case.label is None for case in cases)
+    typer.echo(
+        f"site {name}: {len(cases)} scans of {len(subjects)} subjects ({counts}), "
+        f"{unlabelled} without a label map, in {added.folder}"
+    )
+    if added.missing:
+        typer.echo(f"note: no label map has {', '.join(added.missing)}")
+    if key:
+        typer.echo(f"key: {key} (names patients; keep it where the source data is kept)")
+    typer.echo(f"next:\n  dvc add {added.folder}\n  dvc push")
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Let a scheduler's SIGTERM, like Ctrl-C, unwind the stack, so that nothing half-made remains."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _progress(done: int, total: int) -> None:
+    typer.echo(f"\r{done}/{total} scans", nl=done == total, err=True)
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="Its number, or a member's name for the newest.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with the version.")],
+    task: Annotated[str, typer.Option(help="The task.")] = "brain_mri",
+    alias: Annotated[str, typer.Option(help="The alias to set.")] = "champion",
+    by: Annotated[str | None, typer.Option(help="Who promotes; by default who is logged in.")] = None,
+    override: Annotated[bool, typer.Option("--override", help="Promote even a control.")] = False,
+    root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
+) -> None:
+    """Let the alias stand for a version of the registry, as the MLflow UI does, and note why."""
+    from segdistill.registry.promote import promote as set_alias
+
+    done = set_alias(root, task, version, reason=reason, alias=alias, by=by, override=override)
+    before = "nothing" if done.previous is None else f"v{done.previous}"
+    typer.echo(f"{done.alias}: v{done.version} {done.name}, before {before}. Next: dvc repro package")
+
+
+if __name__ == "__main__":
+    app()

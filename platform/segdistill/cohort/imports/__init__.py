@@ -1,0 +1,1 @@
+"""Labelled scans of real sites, brought into the platform's own layout."""
