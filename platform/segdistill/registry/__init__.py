@@ -2,3 +2,5 @@ import os
 
 # MLflow reads this while it is imported: it must be set before any module of this room imports it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Bars would fill the logs of the pipeline.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

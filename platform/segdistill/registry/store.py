@@ -73,7 +73,8 @@ def open_store(root: Path, experiment: str = EXPERIMENT) -> Store:
         RegistryError: the store can't be reached, or its experiment is of no use to a direct client.
     """
     # A new database logs fifty lines of schema migrations.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     uri = store_uri(root)
     # The registry's own code asks for the global client in places: it must be the same store.
     mlflow.set_tracking_uri(uri)

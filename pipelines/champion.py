@@ -1,0 +1,40 @@
+"""Stage ``champion``: which version the alias stands for, in a receipt that packaging depends on."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from segdistill.files import SegdistillError, write_json
+from segdistill.registry.champion import aliases, resolve
+from segdistill.registry.register import model_name
+
+
+def main() -> None:
+    """Resolve the alias; that nobody has promoted yet is no error."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository's root")
+    parser.add_argument("--out", type=Path, required=True, help="receipt to write")
+    arguments = parser.parse_args()
+    params = yaml.safe_load((arguments.root / "params.yaml").read_text())
+    task, alias = params["task"], params["registry"]["alias"]
+    if not aliases(arguments.root, task):
+        write_json(arguments.out, {"version": None})
+        print(
+            f"champion: nobody has promoted yet. 'make ui': Model registry > {model_name(task)} > "
+            f"a version > Aliases > Add > {alias} > Save aliases;\n"
+            "champion: or 'segdistill promote student-x4 --reason ...'. Then 'dvc repro'."
+        )
+        return
+    champion = resolve(arguments.root, task, alias)
+    write_json(arguments.out, asdict(champion))
+    print(f"champion: v{champion.version} {champion.name}, {arguments.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegdistillError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,106 @@
+"""What a model comes from, as DVC and git record it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segdistill.cohort.manifest import MANIFEST, Site
+from segdistill.files import json_bytes
+from segdistill.registry.store import RegistryError
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """One site's data under version control.
+
+    Attributes:
+        site: the site's name.
+        path: its folder, relative to the root.
+        digest: DVC's hash of the folder, at most 36 characters.
+        simulated: whether its subjects are simulated.
+        held_out: whether no case of it is trained on.
+    """
+
+    site: str
+    path: str
+    digest: str
+    simulated: bool
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The data of a task, all its sites sorted by name."""
+
+    sites: tuple[SiteData, ...]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """DVC's hash of every site's folder, by path."""
+        return {site.path: site.digest for site in self.sites}
+
+    @property
+    def data_digest(self) -> str:
+        """SHA-256 over the sites' paths and hashes."""
+        return hashlib.sha256(json_bytes(self.hashes)).hexdigest()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any subject is simulated."""
+        return any(site.simulated for site in self.sites)
+
+
+def read_lineage(root: Path, task: str) -> Lineage:
+    """Read which data a task has and its DVC hashes.
+
+    Hashes of the pipeline's own sites come from ``dvc.lock``, those of imported sites from the
+    ``.dvc`` file beside each.
+
+    Raises:
+        RegistryError: a site isn't under DVC, or there is no site.
+    """
+    hashes = _hashes(root)
+    sites = []
+    everything = root / "data" / "sites" / task
+    for manifest in sorted(everything.glob(f"*/{MANIFEST}")):
+        folder = manifest.parent
+        path = folder.relative_to(root).as_posix()
+        if path not in hashes:
+            raise RegistryError(
+                f"{folder}: this site has no DVC hash, so a model's data can't be named. "
+                f"Run 'dvc add {path}' for an imported site, or 'dvc repro' for one of the pipeline."
+            )
+        site = Site.read(folder)
+        sites.append(SiteData(site.site, path, hashes[path], site.simulated, site.held_out))
+    if not sites:
+        raise RegistryError(f"{everything}: no site here. Run 'dvc pull' or 'dvc repro'.")
+    return Lineage(tuple(sites))
+
+
+def _hashes(root: Path) -> dict[str, str]:
+    """DVC's hash by path relative to the root, of every output that DVC knows."""
+    found: dict[str, str] = {}
+    lock = root / "dvc.lock"
+    if lock.exists():
+        for stage in _yaml(lock).get("stages", {}).values():
+            found.update({out["path"]: out["md5"] for out in stage.get("outs", []) if "md5" in out})
+    for pointer in sorted((root / "data").rglob("*.dvc")):
+        folder = pointer.parent.relative_to(root)
+        for out in _yaml(pointer).get("outs", []):
+            if "md5" in out:
+                found[(folder / out["path"]).as_posix()] = out["md5"]
+    return found
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        body = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RegistryError(
+            f"{path}: not valid YAML. Bring it back with 'git checkout {path.name}'."
+        ) from error
+    return body if isinstance(body, dict) else {}

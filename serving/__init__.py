@@ -1,0 +1,1 @@
+"""The service that answers at the bedside, and how it is built."""

@@ -1,0 +1,74 @@
+"""A root with a small made-up family, as the pipeline leaves it before it is registered."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segdistill.cohort.manifest import Case, Site
+from segdistill.files import write_json
+from tests.onnx_models import threshold_bundle
+
+TASK = "brain_mri"
+MEMBERS = (
+    ("teacher", "teacher", 1.0, 120.0),
+    ("student-x4", "student", 0.25, 100.0),
+    ("control-x4", "control", 0.25, 80.0),
+)
+
+
+def row(name: str, role: str, width: float, dice: float = 0.9) -> dict[str, Any]:
+    """A row of family.json."""
+    return {
+        "name": name,
+        "role": role,
+        "width": width,
+        "parameters": int(1e6 * width**2),
+        "macs": int(1e9 * width**2),
+        "dice": dice,
+        "dice_unseen_site": dice - 0.05,
+        "nsd": 0.93,
+        "hd95_mm": 2.5,
+        "retention": dice / 0.9,
+        "cpu_seconds": 4.0 * width,
+        "peak_rss_mb": 400.0,
+    }
+
+
+def make_root(root: Path, max_body_mb: float = 1.0) -> Path:
+    """Write bundles, family.json, two sites, dvc.lock and params.yaml of a family of three."""
+    for name, role, width, threshold in MEMBERS:
+        threshold_bundle(
+            root / "bundles" / TASK / name,
+            (threshold,),
+            provenance={"name": name, "role": role, "width": width},
+        )
+    dices = {"teacher": 0.9, "student-x4": 0.89, "control-x4": 0.86}
+    write_json(
+        root / "reports" / TASK / "family.json",
+        [row(name, role, width, dices[name]) for name, role, width, _ in MEMBERS],
+    )
+    for site, held_out in (("site_a", False), ("site_e", True)):
+        case = Case(f"{site}-001", f"{site}-s1", "images/a.nii", None, "test")
+        folder = root / "data" / "sites" / TASK / site
+        Site(site, TASK, True, held_out, "test", {1: "structure_1"}, (case,)).write(folder)
+    lock = {
+        "schema": "2.0",
+        "stages": {
+            f"site@{site}": {
+                "cmd": "true",
+                "outs": [
+                    {"path": f"data/sites/{TASK}/{site}", "hash": "md5", "md5": f"{digit * 32}.dir"}
+                ],
+            }
+            for site, digit in (("site_a", "a"), ("site_e", "e"))
+        },
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    params = {
+        "task": TASK,
+        "registry": {"alias": "champion"},
+        "serving": {"threads": 1, "max_body_mb": max_body_mb},
+    }
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    return root
