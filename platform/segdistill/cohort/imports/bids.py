@@ -6,6 +6,7 @@ Names and their meaning: https://bids-specification.readthedocs.io (file names, 
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,20 @@ class BidsName:
         return self.entities.get("space", "T1w") in _OWN_SPACE
 
 
+@dataclass(frozen=True)
+class _Label:
+    """A label map and the dataset (or derivative) that it lies in."""
+
+    name: BidsName
+    root: Path
+
+    def fits(self, image: BidsName) -> bool:
+        """Whether all that the name says of the scan is true of ``image``, session included."""
+        mine, its = self.name.identity, image.identity
+        same_visit = all(mine.get(key) == its.get(key) for key in ("sub", "ses"))
+        return same_visit and mine.items() <= its.items()
+
+
 def find_bids(
     folder: Path, suffix: str = "T1w", derivative: str | None = None, desc: str | None = None
 ) -> Found:
@@ -81,51 +96,53 @@ def find_bids(
             raise SegdistillError(f"{roots[0]}: no such folder for --derivative.")
     elif (folder / "derivatives").is_dir():
         roots += sorted(path for path in (folder / "derivatives").iterdir() if path.is_dir())
-    labels = [
-        (label, root)
-        for root in roots
-        for label in _names(root, "sub-*", "dseg")
-        if label.in_own_space and desc in (None, label.entities.get("desc"))
-    ]
-    scans: list[Scan] = []
-    problems: list[Problem] = []
-    used: set[Path] = set()
-    for subject in sorted(path for path in folder.glob("sub-*") if path.is_dir()):
-        images = [image for image in _names(folder, subject.name, suffix) if image.in_own_space]
+    labels: dict[str, list[_Label]] = {}
+    for root in roots:
+        for name in _names(root, "sub-*", "dseg"):
+            if name.in_own_space and desc in (None, name.entities.get("desc")):
+                labels.setdefault(name.entities.get("sub", ""), []).append(_Label(name, root))
+    found: list[Scan | Problem] = []
+    fitting: set[Path] = set()
+    for subject in sorted(path.name for path in folder.glob("sub-*") if path.is_dir()):
+        images = [image for image in _names(folder, subject, suffix) if image.in_own_space]
         if not images:
-            problems.append(Problem(subject.name, f"has no anat/*_{suffix}.nii or .nii.gz"))
+            found.append(Problem(subject, f"has no anat/*_{suffix}.nii or .nii.gz"))
         for image in images:
-            source = _source(folder, image.path)
-            matching = [(label, root) for label, root in labels if _belongs(label, image)]
-            used |= {label.path for label, _ in matching}
-            shared = [other for label, _ in matching for other in images if _belongs(label, other)]
-            if len(matching) > 1:
-                named = ", ".join(str(label.path.relative_to(folder)) for label, _ in matching)
-                what = f"{len(matching)} label maps ({named}); choose with --derivative or --desc"
-                problems.append(Problem(source, what))
-            elif len(shared) > 1:
-                path = matching[0][0].path.relative_to(folder)
-                what = f"label map {path} fits {len(shared)} scans"
-                problems.append(Problem(source, f"{what}; name its run, or take one scan out"))
-            else:
-                label, root = matching[0] if matching else (None, None)
-                names = _label_names(label, root) if label and root else None
-                scans.append(
-                    Scan(
-                        source=source,
-                        subject=subject.name,
-                        image=image.path,
-                        label=label.path if label else None,
-                        names=names,
-                        scanner=_scanner(image.path),
-                    )
-                )
-    problems += [
-        Problem(_source(folder, label.path), f"is a label map that fits no {suffix} scan")
-        for label, _ in labels
-        if label.path not in used
+            own = [label for label in labels.get(image.entities.get("sub", ""), []) if label.fits(image)]
+            fitting |= {label.name.path for label in own}
+            found.append(_pair(folder, subject, image, own, images))
+    found += [
+        Problem(_source(folder, label.name.path), f"is a label map that fits no {suffix} scan")
+        for label in chain.from_iterable(labels.values())
+        if label.name.path not in fitting
     ]
-    return Found(tuple(scans), tuple(problems))
+    return Found(
+        tuple(entry for entry in found if isinstance(entry, Scan)),
+        tuple(entry for entry in found if isinstance(entry, Problem)),
+    )
+
+
+def _pair(
+    folder: Path, subject: str, image: BidsName, labels: list[_Label], images: list[BidsName]
+) -> Scan | Problem:
+    """The scan ``image`` with its label map, or why ``labels``, which all fit it, leave that open.
+
+    ``images`` are all scans of the subject.
+    """
+    source = _source(folder, image.path)
+    paths = [str(label.name.path.relative_to(folder)) for label in labels]
+    if len(labels) > 1:
+        what = f"{len(labels)} label maps ({', '.join(paths)}); choose with --derivative or --desc"
+        return Problem(source, what)
+    if not labels:
+        return Scan(source, subject, image.path, None, scanner=_scanner(image.path))
+    (label,) = labels
+    shared = sum(label.fits(other) for other in images)
+    if shared > 1:
+        what = f"label map {paths[0]} fits {shared} scans; name its run, or take one scan out"
+        return Problem(source, what)
+    names = _label_names(label)
+    return Scan(source, subject, image.path, label.name.path, names, scanner=_scanner(image.path))
 
 
 def _source(folder: Path, image: Path) -> str:
@@ -143,21 +160,15 @@ def _names(root: Path, subject: str, suffix: str) -> list[BidsName]:
     return [BidsName.of(path) for path in sorted(found)]
 
 
-def _belongs(label: BidsName, image: BidsName) -> bool:
-    """Whether all that ``label`` says of its scan is true of ``image``, subject and session included."""
-    mine, its = image.identity, label.identity
-    same_visit = all(mine.get(key) == its.get(key) for key in ("sub", "ses"))
-    return same_visit and its.items() <= mine.items()
-
-
-def _label_names(label: BidsName, root: Path) -> dict[int, str] | None:
+def _label_names(label: _Label) -> dict[int, str] | None:
     """Code to name from the nearest ``*dseg.tsv`` whose entities are all the label map's too."""
-    for folder in _up(label.path.parent, root):
+    for folder in _up(label.name.path.parent, label.root):
         tables = [BidsName.of(path) for path in sorted(folder.glob("*dseg.tsv"))]
         fitting = [
             table
             for table in tables
-            if table.suffix == label.suffix and table.entities.items() <= label.entities.items()
+            if table.suffix == label.name.suffix
+            and table.entities.items() <= label.name.entities.items()
         ]
         if fitting:
             return _read_table(max(fitting, key=lambda table: len(table.entities)).path)
