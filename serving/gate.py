@@ -7,6 +7,7 @@ patients.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING

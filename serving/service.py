@@ -40,7 +40,7 @@ volumes as JSON.
 """
 
 # Loopback unless the operator says otherwise (--host, or BENTOML_HOST in a container).
-ADDRESS = {"host": "127.0.0.1", "port": 3000}
+HOST, PORT = "127.0.0.1", 3000
 
 
 class _Documented(bentoml.Service[Any]):  # type: ignore[misc]
@@ -65,7 +65,7 @@ except SegdistillError as _error:
     # One scan at a time has all cores; a few wait, the rest are told to come back (429).
     threads=1,
     traffic={"timeout": 600, "max_concurrency": 8},
-    http=ADDRESS,
+    http={"host": HOST, "port": PORT},
     service_class=_Documented,
 )
 class Service:
@@ -87,7 +87,7 @@ class Service:
         """Refuse to start, before any worker does, unless every digest is right and the port is free."""
         try:
             verified(SERVED, FOLDER)
-            check_port(**ADDRESS)
+            check_port(HOST, PORT)
         except SegdistillError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from None
 
