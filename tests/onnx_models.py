@@ -17,8 +17,8 @@ from segdistill.volume import Volume, write_volume
 AS_IS = Normalisation("ct", clip_hu=(-1e6, 1e6), mean_hu=0.0, std_hu=1.0)
 
 
-def make_plan(structures: int = 1, **changes: Any) -> Plan:
-    """A small plan, codes 1..structures, intensities left as they are; ``changes`` replace fields."""
+def make_plan(count: int = 1, **changes: Any) -> Plan:
+    """A small plan, codes 1..count, intensities left as they are; ``changes`` replace fields."""
     fields: dict[str, Any] = {
         "task": "brain_mri",
         "modality": "mri",
@@ -30,7 +30,7 @@ def make_plan(structures: int = 1, **changes: Any) -> Plan:
         "size_divisor": (4, 4, 4),
         "mode": "windows",
         "overlap": 0.5,
-        "structures": tuple(Structure(code, f"structure_{code}") for code in range(1, structures + 1)),
+        "structures": tuple(Structure(code, f"structure_{code}") for code in range(1, count + 1)),
         "label_protocol": "test",
     }
     return Plan(**{**fields, **changes})

@@ -1,0 +1,157 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from segdistill.files import SegdistillError
+from segdistill.runtime.__main__ import main
+from segdistill.runtime.segment import STEPS, Segmentator, peak_bytes
+from segdistill.volume import Volume, VolumeError, read_label_map, read_volume, same_grid
+from tests.onnx_models import ball_file, ball_scan, make_plan, threshold_bundle
+
+OBLIQUE = np.array([[-1.4, 0.1, 0.2, 30], [0.1, -1.4, 0.1, 25], [0.1, 0.1, 3.5, -40], [0, 0, 0, 1]])
+
+
+def dice(a, b):
+    """Dice of two masks."""
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+@pytest.mark.parametrize("mode", ["windows", "whole"])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_scan_to_label_map(tmp_path, mode, name):
+    """From an oblique scan, the structure is found, on the scan's grid, with its volume in ml."""
+    bundle = threshold_bundle(tmp_path / "bundle", [100.0], mode=mode)
+    mask = ball_file(tmp_path / name, shape=(50, 46, 24), affine=OBLIQUE)
+    outcome = Segmentator(bundle).segment_file(tmp_path / name, tmp_path / "labels.nii.gz")
+    assert dice(outcome.labels == 1, mask) > 0.97
+    written = read_label_map(tmp_path / "labels.nii.gz")
+    assert same_grid(written, read_volume(tmp_path / name))
+    np.testing.assert_array_equal(written.array, outcome.labels)
+    voxel_ml = abs(np.linalg.det(OBLIQUE[:3, :3])) / 1000
+    assert outcome.volumes_ml == {"structure_1": pytest.approx(np.sum(outcome.labels == 1) * voxel_ml)}
+    # A ball of 14 mm has 4/3 pi 1.4^3 = 11.49 ml.
+    assert outcome.volumes_ml["structure_1"] == pytest.approx(11.49, rel=0.05)
+
+
+def test_steps_are_timed_in_order(tmp_path):
+    """Every step has wall and CPU seconds, in the order of the pipeline."""
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    ball_file(tmp_path / "scan.nii")
+    timings = segmentator.segment_file(tmp_path / "scan.nii", tmp_path / "labels.nii").timings
+    assert tuple(timings) == STEPS
+    assert all(wall > 0 and cpu >= 0 for wall, cpu in timings.values())
+    in_memory = segmentator.segment(read_volume(tmp_path / "scan.nii")).timings
+    assert tuple(in_memory) == STEPS[1:-1]
+
+
+def test_own_codes_and_names(tmp_path):
+    """Label codes and names are the plan's, in its order, whatever the channel numbers."""
+    from segdistill.runtime.plan import Structure
+
+    structures = (Structure(200, "rind"), Structure(9, "core"))
+    bundle = threshold_bundle(tmp_path / "bundle", [50.0, 150.0], structures=structures)
+    scan, mask = ball_scan(inside=100)
+    core = ball_scan(radius_mm=6)[1]
+    scan.array[core] = 220
+    outcome = Segmentator(bundle).segment(scan)
+    assert list(outcome.volumes_ml) == ["rind", "core"]
+    np.testing.assert_array_equal(outcome.labels, np.select([core, mask], [9, 200]))
+
+
+def test_structure_that_is_absent(tmp_path):
+    """A structure that isn't in the scan has 0 ml and the label map is empty."""
+    bundle = threshold_bundle(tmp_path / "bundle", [5000.0], spacing_mm=(1.5, 1.5, 1.5))
+    outcome = Segmentator(bundle).segment(ball_scan()[0])
+    assert outcome.volumes_ml == {"structure_1": 0.0}
+    assert not outcome.labels.any()
+
+
+def test_scan_smaller_than_a_window(tmp_path):
+    """A scan of a few voxels is segmented like any other."""
+    bundle = threshold_bundle(tmp_path / "bundle", patch_size=(64, 64, 64))
+    scan, mask = ball_scan((9, 7, 5), radius_mm=5)
+    np.testing.assert_array_equal(Segmentator(bundle).segment(scan).labels, mask)
+
+
+def test_own_backend(tmp_path):
+    """Another backend can take ONNX Runtime's place."""
+    bundle = threshold_bundle(tmp_path / "bundle")
+    scan, mask = ball_scan()
+
+    def inverted(x):
+        return np.concatenate([x, np.full_like(x, 100)], axis=1)
+
+    labels = Segmentator(bundle, backend=inverted).segment(scan).labels
+    np.testing.assert_array_equal(labels == 1, ~mask)
+
+
+def test_too_large_for_the_memory(tmp_path, monkeypatch):
+    """A scan that would not fit the memory is refused with the numbers before work begins."""
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    scan = ball_scan()[0]
+    monkeypatch.setattr("segdistill.runtime.segment.available_bytes", lambda: 1e5)
+    with pytest.raises(SegdistillError, match=r"40 x 36 x 32 voxels of 2 x 2 x 2 mm.*GB.*crop"):
+        segmentator.segment(scan)
+
+
+def test_peak_grows_with_the_scan():
+    """The predicted memory counts native voxels, the plan's voxels and classes."""
+    small = Volume(np.zeros((10, 10, 10), np.float32), np.eye(4))
+    large = Volume(np.broadcast_to(np.float32(0), (300, 300, 300)), np.eye(4))
+    assert peak_bytes(large, make_plan(1)) > 8 * 300**3
+    assert peak_bytes(large, make_plan(10)) - peak_bytes(large, make_plan(1)) > 9 * 4 * 150**3
+    assert peak_bytes(small, make_plan(1)) < 1e7
+
+
+def test_bad_scan_leaves_no_label_map(tmp_path):
+    """A scan that can't be used leaves nothing behind."""
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    (tmp_path / "scan.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(VolumeError, match=r"scan\.nii\.gz"):
+        segmentator.segment_file(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "scan.nii.gz"]
+
+
+def run(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "segdistill.runtime", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_command_line(tmp_path):
+    """The command prints one JSON line and writes the label map."""
+    bundle = threshold_bundle(tmp_path / "bundle")
+    mask = ball_file(tmp_path / "scan.nii.gz")
+    done = run(bundle.folder, tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    line = json.loads(done.stdout)
+    assert line["bundle"] == bundle.digest
+    assert line["volumes_ml"]["structure_1"] == pytest.approx(mask.sum() * 8 / 1000, abs=1e-3)
+    assert list(line["timings"]) == list(STEPS)
+    assert 20 < line["peak_rss_mb"] < 2000
+    labels = np.asanyarray(nib.load(tmp_path / "labels.nii.gz").dataobj)
+    np.testing.assert_array_equal(labels, mask)
+
+
+def test_command_line_error(tmp_path, capsys):
+    """A bad scan ends the command with status 2 and one line that names it."""
+    bundle = threshold_bundle(tmp_path / "bundle")
+    scan, labels = tmp_path / "none.nii.gz", tmp_path / "labels.nii.gz"
+    assert main([str(bundle.folder), str(scan), str(labels)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"error: {scan}: no such file. Check the path.\n"
+
+
+def test_no_training_library_at_the_bedside():
+    """Importing the runtime brings in no training library and no registry client."""
+    code = "import sys, segdistill.runtime.segment, segdistill.runtime.__main__; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "monai", "ray", "mlflow", "dvc", "pandas", "matplotlib", "onnx"}
+    assert not heavy & set(loaded.stdout.split())
