@@ -103,6 +103,16 @@ def test_scaled_intensities(tmp_path):
     assert np.unique(read_label_map(tmp_path / "label.nii").array).tolist() == [3]
 
 
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_volume_outlives_its_file(tmp_path, name):
+    """A scan that was read keeps its voxels when the file is emptied and removed."""
+    scan = read_volume(scan_file(tmp_path / name))
+    before = scan.array.copy()
+    (tmp_path / name).write_bytes(b"")
+    (tmp_path / name).unlink()
+    np.testing.assert_array_equal(scan.array, before)
+
+
 def test_mgz_scan(tmp_path):
     """The label map of a FreeSurfer scan is a NIfTI file at the same place."""
     image = nib.MGHImage(np.random.default_rng(0).random((9, 8, 7), np.float32), OBLIQUE)

@@ -1,13 +1,15 @@
 """Reading scans and label maps from NIfTI and MGZ files."""
 
 import gzip
+import io
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -69,7 +71,7 @@ def _read(path: Path, dtype: type[np.float32] | None) -> tuple[Any, NDArray[Any]
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream = cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if packed else raw
+            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if packed else raw
             return _read_stream(stream, path, dtype)
     except FileNotFoundError as error:
         raise VolumeError(f"{path}: no such file. Check the path.") from error
@@ -82,7 +84,7 @@ def _read(path: Path, dtype: type[np.float32] | None) -> tuple[Any, NDArray[Any]
 
 
 def _read_stream(
-    stream: BinaryIO, path: Path, dtype: type[np.float32] | None
+    stream: io.BufferedIOBase, path: Path, dtype: type[np.float32] | None
 ) -> tuple[Any, NDArray[Any]]:
     start = stream.read(540)
     stream.seek(0)
@@ -92,7 +94,8 @@ def _read_stream(
     if kind is not nib.MGHImage:
         _check_nifti_header(start, kind, path)
     try:
-        image = kind.from_stream(stream)
+        # No memory map: the file may change or go away while the volume is in use.
+        image = kind.from_file_map({"image": FileHolder(fileobj=stream)}, mmap=False)
     except (HeaderDataError, ImageFileError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
         raise VolumeError(f"{path}: the header can't be read ({error}). {_EXPORT_AGAIN}") from error
     stored = image.get_data_dtype()
