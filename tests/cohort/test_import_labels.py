@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from segdistill.cohort.imports.labels import choose_labels
+from segdistill.cohort.imports.labels import LabelMap, choose_labels, codes_in
 from segdistill.cohort.protocol import read_protocol
 from segdistill.files import SegdistillError
 
@@ -36,6 +39,21 @@ def test_apply_maps_every_voxel_to_uint8() -> None:
     mapped = choose_labels("freesurfer", BRAIN).label_map(None).apply(labels)
     assert mapped.dtype == np.uint8
     assert mapped.tolist() == [[[0, 3], [3, 0]], [[5, 5], [1, 0]]]
+
+
+@given(
+    arrays(
+        np.int32,
+        st.tuples(*[st.integers(1, 4)] * 3),
+        elements=st.sampled_from([-(2**31), -3, 0, 7, 2035, 2**31 - 1]),
+    )
+)
+def test_apply_agrees_with_the_map_for_any_codes(labels: np.ndarray) -> None:
+    """Whatever the range of the codes, each voxel gets what the map says, and all codes are seen."""
+    codes = {code: place for place, code in enumerate([0, -(2**31), -3, 7, 2035, 2**31 - 1])}
+    mapped = LabelMap(codes, {}).apply(labels)
+    assert mapped.ravel().tolist() == [codes[code] for code in labels.ravel().tolist()]
+    assert codes_in(labels) == set(labels.ravel().tolist())
 
 
 def test_a_map_file_goes_by_code_and_by_name(tmp_path: Path) -> None:

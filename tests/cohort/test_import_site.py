@@ -451,7 +451,7 @@ def test_an_existing_site_is_never_touched(tmp_path: Path) -> None:
     source = make_nnunet(tmp_path / "data", train=1)
     add_site(Request("ward", source, tmp_path))
     before = {path: path.read_bytes() for path in everything(tmp_path) if path.is_file()}
-    with pytest.raises(SegdistillError, match=r"there already.*dvc remove"):
+    with pytest.raises(SegdistillError, match=r"there already.*: rm -r .*ward$"):
         add_site(Request("ward", make_nnunet(tmp_path / "other", train=2), tmp_path))
     assert before == {path: path.read_bytes() for path in everything(tmp_path) if path.is_file()}
 
@@ -460,7 +460,7 @@ def test_a_site_that_dvc_knows_but_has_not_brought_is_there_too(tmp_path: Path) 
     """A site whose .dvc file is there counts as existing, although its folder is not."""
     (tmp_path / SITES).mkdir(parents=True)
     (tmp_path / SITES / "ward.dvc").write_text("outs: []\n")
-    with pytest.raises(SegdistillError, match="there already"):
+    with pytest.raises(SegdistillError, match=r"there already.*: dvc remove .*ward\.dvc$"):
         add_site(Request("ward", make_nnunet(tmp_path / "data", train=1), tmp_path))
 
 

@@ -14,6 +14,8 @@ from segdistill.files import SegdistillError
 
 SAME = "same"
 
+WIDEST = 1 << 20  # range of codes up to which a table is used
+
 
 @dataclass(frozen=True)
 class LabelMap:
@@ -29,14 +31,20 @@ class LabelMap:
 
     def unknown(self, labels: npt.NDArray[Any]) -> list[str]:
         """The codes in ``labels`` (X, Y, Z) without a meaning in the task, named if the source does."""
-        strange = sorted(set(np.unique(labels).tolist()) - set(self.codes))
+        strange = sorted(codes_in(labels) - set(self.codes))
         return [f"{code} ({self.names[code]})" if code in self.names else str(code) for code in strange]
 
     def apply(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """``labels`` (X, Y, Z) in the task's codes, uint8; every code must be known."""
-        codes, inverse = np.unique(labels, return_inverse=True)
-        ours = np.array([self.codes[int(code)] for code in codes], dtype=np.uint8)
-        return ours[inverse].reshape(labels.shape)
+        codes = sorted(codes_in(labels))
+        if codes[-1] - codes[0] < WIDEST:
+            table = np.zeros(codes[-1] - codes[0] + 1, dtype=np.uint8)
+            table[np.array(codes) - codes[0]] = [self.codes[code] for code in codes]
+            return table[labels - np.int64(codes[0])]
+        mapped = np.zeros(labels.shape, dtype=np.uint8)
+        for code in codes:
+            mapped[labels == code] = self.codes[code]
+        return mapped
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,15 @@ class LabelChoice:
             if plain(name) in self.by_name
         }
         return LabelMap({0: 0} | named | self.by_code, dict(names or {}))
+
+
+def codes_in(labels: npt.NDArray[Any]) -> set[int]:
+    """The codes that occur in an integer array, by counting where their range allows it."""
+    low, high = int(labels.min()), int(labels.max())
+    if high - low >= WIDEST:
+        return set(np.unique(labels).tolist())
+    counts = np.bincount((labels - np.int64(low)).ravel())
+    return set((np.flatnonzero(counts) + low).tolist())
 
 
 def plain(name: str) -> str:

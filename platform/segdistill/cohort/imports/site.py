@@ -13,7 +13,7 @@ import yaml
 
 from segdistill.cohort.imports.check import Checked, check_scan, compact
 from segdistill.cohort.imports.digest import digests_of_sites, voxel_digest
-from segdistill.cohort.imports.labels import LabelChoice, choose_labels
+from segdistill.cohort.imports.labels import LabelChoice, choose_labels, codes_in
 from segdistill.cohort.imports.layout import Layout, Pick, detect_layout, find_scans
 from segdistill.cohort.imports.privacy import patient_fields
 from segdistill.cohort.imports.scan import Found, ImportProblemsError, Problem, Scan, without
@@ -131,9 +131,11 @@ def _check_request(request: Request) -> None:
         )
     tracked = request.folder.with_name(f"{request.name}.dvc")
     if request.folder.exists() or tracked.exists():
+        steps = [f"dvc remove {tracked}"] if tracked.exists() else []
+        steps += [f"rm -r {request.folder}"] if request.folder.exists() else []
         raise SegdistillError(
             f"{request.folder}: this site is there already. Choose another name, or remove it first: "
-            f"dvc remove {tracked} && rm -r {request.folder}"
+            f"{' && '.join(steps)}"
         )
     params = request.root / "params.yaml"
     if params.is_file():
@@ -236,7 +238,7 @@ def _write_cases(
                 problems.append(Problem(scan.source, f"has the same voxels as {first}"))
             shapes.add(tuple(sorted(checked.image.array.shape)))
             if checked.labels is not None:
-                present |= set(np.unique(checked.labels).tolist())
+                present |= codes_in(checked.labels)
             if not problems:
                 _write_case(folder, case, checked)
             voxel_mm = [round(size, 4) for size in checked.image.spacing_mm]
