@@ -65,19 +65,19 @@ class Geometry:
         x, y, z = (slice(start, stop) for start, stop in self.crop)
         return x, y, z
 
-    def to_grid(self) -> list[AxisWeights | None]:
+    def to_grid(self, antialias: bool) -> list[AxisWeights | None]:
         """One set of weights per axis, from the crop to the plan's grid."""
         return [
-            axis_weights(stop - start, spacing, size, target)
+            axis_weights(stop - start, spacing, size, target, antialias)
             for (start, stop), spacing, size, target in zip(
                 self.crop, self.spacing_mm, self.grid_shape, self.grid_mm, strict=True
             )
         ]
 
     def to_crop(self) -> list[AxisWeights | None]:
-        """One set of weights per axis, from the plan's grid back to the crop."""
+        """One set of weights per axis, from the plan's grid back to the crop, for classes."""
         return [
-            axis_weights(size, target, stop - start, spacing)
+            axis_weights(size, target, stop - start, spacing, antialias=False)
             for (start, stop), spacing, size, target in zip(
                 self.crop, self.spacing_mm, self.grid_shape, self.grid_mm, strict=True
             )
@@ -139,15 +139,16 @@ def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared
     with step("normalise"):
         content = normalise(content, inside, plan.normalisation)
     with step("resample"):
-        content = resample(content, geometry.to_grid())
+        content = resample(content, geometry.to_grid(antialias=True))
     return Prepared(content[None], geometry)
 
 
 def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[np.uint8]:
     """Bring a scan's label map to the plan's grid, for training.
 
-    Every class is resampled as the scan is (linear, with anti-aliasing) and the largest wins. Nearest
-    neighbour would move borders by up to half a voxel and tear thin structures where slices are thick.
+    Every class is interpolated linearly and the largest wins. Over to the plan's grid and back, this
+    keeps about a point of Dice more than nearest neighbour does, or than smoothing against aliasing,
+    on scans of 1.4 to 4 mm for a plan of 2 mm (docs/runtime.md).
 
     Args:
         label: label codes on the scan's grid; codes that the plan doesn't have become background.
@@ -175,7 +176,7 @@ def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[n
         lambda index, where: (channel[where] == index).astype(np.float32),
         channel,
         plan.channels_out,
-        geometry.to_grid(),
+        geometry.to_grid(antialias=False),
     )
 
 

@@ -1,10 +1,12 @@
 """Separable resampling between two grids that share their centre.
 
-Every axis has a matrix of weights. Its rows hold a triangle (linear interpolation); where the target
-grid is coarser, the triangle is as wide as the target's spacing, which keeps fine detail from
-aliasing (as ``antialias=True`` does in Pillow and in ``torch.nn.functional.interpolate``). The matrix
-is a band, so it is kept as small dense blocks and applied by many small matrix products. Those are
-below the size at which BLAS starts threads, which would cost more than they give here.
+Every axis has a matrix of weights. Its rows hold a triangle (linear interpolation). For intensities,
+the triangle is as wide as the target's spacing where the target grid is coarser, which keeps fine
+detail from aliasing (as ``antialias=True`` does in Pillow and ``torch.nn.functional.interpolate``).
+Classes are interpolated without that: smoothing before the best class is taken eats thin structures.
+
+The matrix is a band, so it is kept as small dense blocks and applied by many small matrix products.
+Those are below the size at which BLAS starts threads, which would cost more than they give here.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +61,7 @@ class AxisWeights:
     def reach(self, start: int, stop: int) -> tuple[int, int]:
         """First and one past the last target voxel that source voxels ``start`` to ``stop`` touch."""
         at = np.flatnonzero(self.matrix[:, start:stop].any(axis=1))
-        return int(at[0]), int(at[-1]) + 1
+        return (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
 
 
 def target_size(size: int, spacing_mm: float, target_mm: float) -> int:
@@ -67,18 +69,21 @@ def target_size(size: int, spacing_mm: float, target_mm: float) -> int:
     return max(1, int(np.floor(size * spacing_mm / target_mm + 0.5)))
 
 
-def axis_weights(size: int, spacing_mm: float, target_size: int, target_mm: float) -> AxisWeights | None:
+def axis_weights(
+    size: int, spacing_mm: float, target_size: int, target_mm: float, antialias: bool
+) -> AxisWeights | None:
     """Weights that bring one axis from a grid to another; both have the same centre.
 
-    Row j is a triangle of half-width max(spacing, target) about the place of target voxel j, cut at
-    the ends of the axis and normalised, so that every target value is a weighted mean of source
-    values.
+    Row j is a triangle about the place of target voxel j, cut at the ends of the axis and normalised,
+    so that every target value is a weighted mean of source values.
 
     Args:
         size: voxels of the source.
         spacing_mm: of the source.
         target_size: voxels of the target.
         target_mm: spacing of the target.
+        antialias: whether the triangle's half-width is the larger of the two spacings, for
+            intensities, or always the source's (plain linear interpolation), for classes.
 
     Returns:
         The weights, or None where the two grids are the same.
@@ -87,7 +92,7 @@ def axis_weights(size: int, spacing_mm: float, target_size: int, target_mm: floa
     if size == target_size and abs(ratio - 1) * size < 0.1:  # ends move less than 1/20 of a voxel
         return None
     place = (np.arange(target_size) - (target_size - 1) / 2) * ratio + (size - 1) / 2
-    distance = np.abs(place[:, None] - np.arange(size)) / max(1.0, ratio)
+    distance = np.abs(place[:, None] - np.arange(size)) / (max(1.0, ratio) if antialias else 1.0)
     weights = np.maximum(1 - distance, 0)
     return AxisWeights((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
@@ -138,6 +143,8 @@ def argmax_resampled(
         extent if weights is None else weights.reach(*extent)
         for weights, extent in zip(axes, extents, strict=True)
     )
+    if start == stop or y0 == y1 or z0 == z1:  # only between the target's voxels
+        return result
     side = [_part(axes[1], y0, y1), _part(axes[2], z0, z1)]
     rows = max(1, _SLAB_BYTES // (4 * (y1 - y0) * (z1 - z0)))
     for x0 in range(start, stop, rows):

@@ -93,6 +93,6 @@ def _write(path: Path, header: Any, array: NDArray[Any]) -> None:
 
 def _gzip(body: bytes) -> bytes:
     """``body`` as a gzip file without a time or a name, so the same bytes each time."""
-    # A label map is 40% larger than at level 9, in a twentieth of the time (benchmarks/runtime_steps.py).
+    # A label map is 40% larger than at level 9, in a twentieth of the time (benchmarks).
     packer = zlib.compressobj(level=2, wbits=31)
     return packer.compress(body) + packer.flush()
