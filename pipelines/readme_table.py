@@ -1,4 +1,4 @@
-"""Bring the results table of README.md in step with ``reports/TASK/family.json``."""
+"""Bring the results block of README.md in step with what the evaluation wrote."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,44 +12,69 @@ from segdistill.files import SegdistillError, atomic_path, read_json
 START = "<!-- family table: written by 'make readme', not by hand -->"
 END = "<!-- end of the family table -->"
 _HEAD = (
-    (
-        "member",
-        "parameters",
-        "Dice",
-        "Dice, unseen site",
-        "NSD",
-        "HD95, mm",
-        "retention",
-        "CPU s a scan",
-    ),
+    ("member", "parameters", "Dice", "Dice, unseen site", "NSD", "HD95, mm", "retention", "CPU s"),
     (":--", "--:", "--:", "--:", "--:", "--:", "--:", "--:"),
 )
 
+Row = Mapping[str, Any]
 
-def family_lines(family: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The family as a Markdown table, one line per member, in the order of ``family.json``."""
-    rows = [*_HEAD, *(_cells(member) for member in family)]
+
+def results(reports: Path) -> list[str]:
+    """The lines of the block, from ``family.json`` and ``comparisons.json`` in ``reports``."""
+    family, comparisons = (read_json(reports / name) for name in ("family.json", "comparisons.json"))
+    return [*family_lines(family), "", *comparison_lines(family, comparisons)]
+
+
+def family_lines(family: Sequence[Row]) -> list[str]:
+    """The family as a Markdown table, one line per member, in the order of ``family.json``.
+
+    The first member is the teacher; beside parameters and CPU seconds stands the share it is saved.
+    """
+    rows = [*_HEAD, *(_cells(member, family[0]) for member in family)]
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _cells(member: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(member: Row, teacher: Row) -> tuple[str, ...]:
     def shown(key: str, how: str) -> str:
         value = member[key]
         return "none" if value is None else format(value, how)
 
+    def saved(key: str) -> str:
+        return "" if member is teacher else f" ({member[key] / teacher[key] - 1:+.1%})"
+
     return (
         str(member["name"]),
-        shown("parameters", ","),
+        shown("parameters", ",") + saved("parameters"),
         shown("dice", ".4f"),
         shown("dice_unseen_site", ".4f"),
         shown("nsd", ".4f"),
         shown("hd95_mm", ".2f"),
         shown("retention", ".2%"),
-        shown("cpu_seconds", ".2f"),
+        shown("cpu_seconds", ".2f") + saved("cpu_seconds"),
     )
 
 
-def with_table(text: str, lines: Sequence[str], source: str = "README.md") -> str:
+def comparison_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str]:
+    """What distillation added: each student against its control on the sites seen in training."""
+    controls = {row["name"] for row in family if row["role"] == "control"}
+    lines = []
+    for pair in comparisons:
+        if pair["against"] not in controls or pair["sites"] != "seen":
+            continue
+        sure = (
+            ""
+            if pair["low"] is None
+            else f" ({pair['confidence']:.0%} interval {pair['low']:+.4f} to {pair['high']:+.4f},"
+            f" Wilcoxon p = {pair['p_value']:.2g})"
+        )
+        lines.append(
+            f"- {pair['name']} minus {pair['against']}, paired: {pair['difference']:+.4f} Dice{sure}; "
+            f"higher on {pair['better']} of {pair['subjects']} subjects"
+        )
+    return lines
+
+
+def with_block(text: str, lines: Sequence[str], source: str = "README.md") -> str:
     """``text`` with what stands between the two markers replaced by ``lines``.
 
     Raises:
@@ -63,16 +88,16 @@ def with_table(text: str, lines: Sequence[str], source: str = "README.md") -> st
 
 
 def main() -> None:
-    """Rewrite the table of the README in the current folder."""
+    """Rewrite the block of the README in the current folder."""
     task = yaml.safe_load(Path("params.yaml").read_text())["task"]
-    family = Path("reports") / task / "family.json"
+    reports = Path("reports") / task
     readme = Path("README.md")
     old = readme.read_text()
-    new = with_table(old, family_lines(read_json(family)))
+    new = with_block(old, results(reports))
     if new != old:
         with atomic_path(readme) as partial:
             partial.write_text(new)
-    print(f"README.md: {'written from' if new != old else 'in step with'} {family}")
+    print(f"README.md: {'written from' if new != old else 'in step with'} {reports / 'family.json'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The house itself: names, knobs, documents, the lock and what CI prints."""
 
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.readme_table import END, START, family_lines, with_table
+from pipelines.readme_table import END, START, comparison_lines, family_lines, results, with_block
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
 
@@ -72,6 +71,7 @@ def test_profiles_have_the_same_knobs() -> None:
         assert all(shape == shapes[0] for shape in shapes), part
 
 
+@pytest.mark.slow
 def test_paper_profile_has_the_papers_networks() -> None:
     """The paper's profile makes a teacher of 31 M parameters and an x4 student with 93.7% fewer."""
     import torch
@@ -189,46 +189,85 @@ def test_nothing_of_a_workplace_is_tracked() -> None:
     assert not named
 
 
-MEMBER = {
-    "name": "student-x4",
-    "parameters": 1234567,
-    "dice": 0.87654,
-    "dice_unseen_site": None,
+TEACHER = {
+    "name": "teacher",
+    "role": "teacher",
+    "parameters": 5_000_000,
+    "dice": 0.8875,
+    "dice_unseen_site": 0.75,
     "nsd": 0.9,
     "hd95_mm": 2.345,
+    "retention": 1.0,
+    "cpu_seconds": 4.0,
+}
+STUDENT = {
+    **TEACHER,
+    "name": "student-x4",
+    "role": "student",
+    "parameters": 312_500,
+    "dice_unseen_site": None,
     "retention": 0.98765,
-    "cpu_seconds": 0.5,
+    "cpu_seconds": 1.0,
+}
+CONTROL = {**STUDENT, "name": "control-x4", "role": "control"}
+PAIR = {
+    "name": "student-x4",
+    "against": "control-x4",
+    "sites": "seen",
+    "subjects": 10,
+    "difference": 0.01234,
+    "low": 0.004,
+    "high": 0.02,
+    "confidence": 0.95,
+    "p_value": 0.0039,
+    "better": 9,
 }
 
 
-def test_readme_table_is_the_evaluations() -> None:
-    """The README's table is the one that the committed family.json gives."""
+def test_readme_block_is_the_evaluations() -> None:
+    """The README's results are those that the committed family.json and comparisons.json give."""
     readme = (ROOT / "README.md").read_text()
-    family = ROOT / "reports" / PARAMS["task"] / "family.json"
+    reports = ROOT / "reports" / PARAMS["task"]
     lines = (
-        family_lines(json.loads(family.read_text()))
-        if family.exists()
+        results(reports)
+        if (reports / "family.json").exists()
         else ["*The reference run is not committed yet.*"]
     )
-    assert with_table(readme, lines) == readme
+    assert with_block(readme, lines) == readme
 
 
-def test_readme_table_replaces_only_its_block() -> None:
-    """Writing the table keeps all around it, shows a missing figure as none, and is idempotent."""
+def test_readme_table_shows_what_is_saved() -> None:
+    """The table has every member's figures, what it saves of the teacher's, and none where none is."""
+    lines = family_lines([TEACHER, STUDENT])
+    assert "| teacher | 5,000,000 | 0.8875 | 0.7500 | 0.9000 | 2.35 | 100.00% | 4.00 |" in lines
+    saved = "| student-x4 | 312,500 (-93.8%) | 0.8875 | none | 0.9000 | 2.35 | 98.77% | 1.00 (-75.0%) |"
+    assert saved in lines
+
+
+def test_readme_says_what_distillation_added() -> None:
+    """Each student stands against its control on seen sites only, with interval, test and wins."""
+    others = [{**PAIR, "sites": "unseen"}, {**PAIR, "against": "teacher"}]
+    assert comparison_lines([TEACHER, STUDENT, CONTROL], [*others, PAIR]) == [
+        "- student-x4 minus control-x4, paired: +0.0123 Dice (95% interval +0.0040 to +0.0200, "
+        "Wilcoxon p = 0.0039); higher on 9 of 10 subjects"
+    ]
+
+
+def test_readme_block_replaces_only_itself() -> None:
+    """Writing the block keeps all around it, and writing it again changes nothing."""
     text = f"before\n{START}\nold\n{END}\nafter\n"
-    once = with_table(text, family_lines([MEMBER]))
+    once = with_block(text, family_lines([TEACHER]))
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
     assert "old" not in once
-    assert "| student-x4 | 1,234,567 | 0.8765 | none | 0.9000 | 2.35 | 98.77% | 0.50 |" in once
-    assert with_table(once, family_lines([MEMBER])) == once
+    assert with_block(once, family_lines([TEACHER])) == once
 
 
 @pytest.mark.parametrize("text", ["no markers", END + START, START + END + START + END])
-def test_readme_table_needs_its_markers(text: str) -> None:
+def test_readme_block_needs_its_markers(text: str) -> None:
     """A README without the two markers, once and in order, is refused and not guessed at."""
     with pytest.raises(SegdistillError, match=r"README\.md"):
-        with_table(text, [])
+        with_block(text, [])
 
 
 def _name(requirement: str) -> str:
