@@ -34,7 +34,7 @@ Step = Callable[[str], AbstractContextManager[Any]]
 # Slices with less than this share of the fullest slice's foreground are noise in the air.
 _SPECKLE = 0.01
 # "Above the mean" misses dark content at the rim (cerebrospinal fluid, lung): keep this much more.
-_MARGIN_MM = 5.0
+_MARGIN_MM = 10.0
 
 
 @dataclass(frozen=True, eq=False)
