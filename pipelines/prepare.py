@@ -1,0 +1,50 @@
+"""Stage ``prepare``: the plan from the training split, and the cases as the networks see them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from segdistill.cohort.manifest import read_sites
+from segdistill.cohort.prepare import make_plan, prepare
+from segdistill.files import SegdistillError
+
+
+def main() -> None:
+    """Read the parameters, make the plan, preprocess the cases."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sites", type=Path, required=True, help="folder of the sites")
+    parser.add_argument("--plan", type=Path, required=True, help="plan.json to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    sites = list(read_sites(arguments.sites))
+    network = params["network"]
+    plan = make_plan(
+        sites,
+        params["plan"],
+        task=params["task"],
+        stem_stride=network["stem_stride"],
+        stages=network["stages"],
+    )
+
+    def progress(done: int, total: int) -> None:
+        print(
+            f"\rprepare: {done}/{total} cases", end="\n" * (done == total), file=sys.stderr, flush=True
+        )
+
+    index = prepare(sites, plan, arguments.out, progress)
+    plan.write(arguments.plan)
+    splits = [entry["split"] for entry in index]
+    print(
+        f"prepare: {splits.count('train')} train and {splits.count('val')} val cases at "
+        f"{' x '.join(f'{size:g}' for size in plan.spacing_mm)} mm, {arguments.out}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegdistillError as error:
+        sys.exit(f"error: {error}")

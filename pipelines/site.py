@@ -1,0 +1,54 @@
+"""Stage ``site``: simulate one hospital from the anatomy."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from segdistill.cohort.anatomy import read_anatomy
+from segdistill.cohort.simulate import CohortKnobs, SiteKnobs, simulate_site
+from segdistill.files import SegdistillError
+
+
+def main() -> None:
+    """Read the parameters and simulate the site."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="a key of 'sites' in params.yaml")
+    parser.add_argument("--anatomy", type=Path, required=True, help="folder of the anatomy stage")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    if arguments.name not in params["sites"]:
+        raise SegdistillError(
+            f"params.yaml: no site {arguments.name!r}; it has {', '.join(params['sites'])}."
+        )
+
+    def progress(done: int, total: int) -> None:
+        print(
+            f"\r{arguments.name}: {done}/{total} subjects",
+            end="\n" * (done == total),
+            file=sys.stderr,
+            flush=True,
+        )
+
+    site = simulate_site(
+        read_anatomy(arguments.anatomy),
+        arguments.name,
+        SiteKnobs.from_params(params["sites"][arguments.name], f"params.yaml: sites.{arguments.name}"),
+        CohortKnobs.from_params(params["cohort"], "params.yaml: cohort"),
+        task=params["task"],
+        seed=params["seed"],
+        out=arguments.out,
+        progress=progress,
+    )
+    splits = [case.split for case in site.cases]
+    shares = ", ".join(f"{splits.count(split)} {split}" for split in ("train", "val", "test"))
+    print(f"{arguments.name}: {len(splits)} SIMULATED subjects ({shares}), {arguments.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegdistillError as error:
+        sys.exit(f"error: {error}")

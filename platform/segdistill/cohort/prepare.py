@@ -1,0 +1,195 @@
+"""The plan, made from the training split, and the training cases as the networks see them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from segdistill.cohort.manifest import Case, Site
+from segdistill.files import SegdistillError, atomic_folder, write_json
+from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.runtime.preprocess import preprocess, preprocess_label
+from segdistill.volume import Volume, check_volume, read_label_map, read_volume, same_grid
+
+_KEYS = {
+    *("modality", "orientation", "spacing_mm", "foreground"),
+    *("normalisation", "patch_size", "mode", "overlap"),
+}
+_SAMPLES = 100_000  # foreground voxels per case that the HU statistics are taken from
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled case of the train or val split, with its files."""
+
+    site: Site
+    case: Case
+    image: Path
+    label: Path
+
+
+def labelled_cases(sites: Iterable[tuple[Path, Site]]) -> list[Labelled]:
+    """The labelled train and val cases of all sites that aren't held out, in the sites' order.
+
+    Raises:
+        SegdistillError: train or val has no labelled case.
+    """
+    found = [
+        Labelled(site, case, folder / case.image, folder / case.label)
+        for folder, site in sites
+        if not site.held_out
+        for case in site.cases
+        if case.label is not None and case.split in ("train", "val")
+    ]
+    for split in ("train", "val"):
+        if not any(entry.case.split == split for entry in found):
+            raise SegdistillError(
+                f"no site has a labelled case in split {split!r}. Check 'split' of the sites."
+            )
+    return found
+
+
+def make_plan(
+    sites: list[tuple[Path, Site]], knobs: Mapping[str, Any], *, task: str, stem_stride: int, stages: int
+) -> Plan:
+    """Make the plan; only training cases are looked at.
+
+    Args:
+        sites: folder and manifest of every site.
+        knobs: ``plan`` of ``params.yaml``. ``spacing_mm`` null means the median spacing of the training
+            split, per axis of the plan's orientation.
+        task: name of the task.
+        stem_stride: stride of the networks' first level, voxels.
+        stages: the networks' resolution levels.
+
+    Raises:
+        SegdistillError: a knob is missing, unknown or makes no sense, sites follow different label
+            protocols, or a training case can't be read.
+    """
+    if set(knobs) != _KEYS:
+        raise SegdistillError(
+            f"params.yaml: plan: expected exactly the keys {', '.join(sorted(_KEYS))}."
+        )
+    protocols = sorted({site.label_protocol for _, site in sites})
+    if len(protocols) > 1:
+        raise SegdistillError(
+            f"the sites follow different label protocols: {', '.join(protocols)}. Import them with one."
+        )
+    train = [entry for entry in labelled_cases(sites) if entry.case.split == "train"]
+    spacing = knobs["spacing_mm"]
+    if spacing is None:
+        spacing = median_spacing((read_volume(entry.image) for entry in train), knobs["orientation"])
+    if knobs["normalisation"] == "ct":
+        normalisation = hu_statistics((_read_pair(entry) for entry in train), sites[0][1].structures)
+    else:
+        normalisation = Normalisation(knobs["normalisation"])
+    return Plan.from_json(
+        {
+            "task": task,
+            **{key: knobs[key] for key in ("modality", "orientation", "foreground", "mode", "overlap")},
+            "spacing_mm": spacing,
+            "normalisation": vars(normalisation),
+            "patch_size": knobs["patch_size"],
+            "size_divisor": [stem_stride * 2 ** (stages - 1)] * 3,
+            "structures": [
+                vars(Structure(code, name)) for code, name in sorted(sites[0][1].structures.items())
+            ],
+            "label_protocol": protocols[0],
+        },
+        source="params.yaml: plan",
+    )
+
+
+def median_spacing(scans: Iterable[Volume], orientation: str) -> list[float]:
+    """Median voxel size in mm over scans, per axis of ``orientation``, rounded to micrometres."""
+    to = axcodes2ornt(tuple(orientation))
+    sizes = []
+    for scan in scans:
+        order = ornt_transform(to, io_orientation(scan.affine))[:, 0].astype(int)
+        sizes.append([scan.spacing_mm[axis] for axis in order])
+    return [round(float(size), 3) for size in np.median(sizes, axis=0)]
+
+
+def hu_statistics(
+    pairs: Iterable[tuple[Volume, Volume]], structures: Mapping[int, str]
+) -> Normalisation:
+    """The fixed CT normalisation from the labelled voxels of (scan, label map) pairs.
+
+    Clip to the 0.5 and 99.5 percentiles, then take mean and standard deviation (HU). As in nnU-Net
+    (Isensee et al., Nature Methods 2021) every case gives the same number of voxels at most.
+
+    Raises:
+        SegdistillError: no labelled voxel at all.
+    """
+    values: list[NDArray[np.float64]] = []
+    for scan, label in pairs:
+        inside = scan.array[np.isin(label.array, list(structures))].astype(np.float64)
+        step = max(1, len(inside) // _SAMPLES)
+        values.append(inside[::step])
+    pool = np.concatenate(values) if values else np.empty(0)
+    if not len(pool):
+        raise SegdistillError(
+            "no labelled voxel in the training split, so no CT normalisation. Check the labels."
+        )
+    low, high = np.percentile(pool, [0.5, 99.5])
+    return Normalisation(
+        "ct",
+        clip_hu=(float(low), float(high)),
+        mean_hu=float(pool.mean()),
+        std_hu=float(max(pool.std(), 1e-3)),
+    )
+
+
+def prepare(
+    sites: list[tuple[Path, Site]],
+    plan: Plan,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Preprocess the labelled train and val cases into ``out``.
+
+    Writes, whole or not at all, ``index.json`` (a list of case, site, subject, split, shape) and per
+    case ``CASE.image.npy`` ((1, X, Y, Z) float16, normalised, on the plan's grid) and ``CASE.label.npy``
+    ((X, Y, Z) uint8 channel indices, 0 background).
+
+    Returns:
+        The index.
+
+    Raises:
+        SegdistillError: a case can't be read, a label map isn't on its scan's grid, or the disk is full.
+    """
+    cases = labelled_cases(sites)
+    index: list[dict[str, Any]] = []
+    with atomic_folder(out) as folder:
+        for number, entry in enumerate(cases, start=1):
+            scan, label = _read_pair(entry)
+            prepared = preprocess(scan, plan)
+            channels = preprocess_label(label, plan, prepared.geometry)
+            name = entry.case.case
+            np.save(folder / f"{name}.image.npy", prepared.array.astype(np.float16), allow_pickle=False)
+            np.save(folder / f"{name}.label.npy", channels, allow_pickle=False)
+            index.append(
+                {
+                    "case": name,
+                    "site": entry.site.site,
+                    "subject": entry.case.subject,
+                    "split": entry.case.split,
+                    "shape": list(channels.shape),
+                }
+            )
+            if progress:
+                progress(number, len(cases))
+        write_json(folder / "index.json", index)
+    return index
+
+
+def _read_pair(entry: Labelled) -> tuple[Volume, Volume]:
+    scan = check_volume(read_volume(entry.image), str(entry.image))
+    label = read_label_map(entry.label)
+    if not same_grid(scan, label, tolerance_mm=1e-2):
+        raise SegdistillError(f"{entry.label}: not on the grid of {entry.image}. Import the site again.")
+    return scan, label
