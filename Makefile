@@ -34,7 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "$(PYTHON) is older than 3.11: name a newer one, 'make PYTHON=/path/to/python3.11 $(or $(MAKECMDGOALS),install)'."; exit 1; }
 	@test -x $(BIN)/python || { echo "Making the environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the versions of requirements.lock (about 3 GB, minutes on the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock \
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.lock \
 	  | { grep -v '^Requirement already satisfied' || true; }
 	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $@
