@@ -1,1 +1,1 @@
-
+"""The teacher and the width-scaled students: one architecture, built, saved and exported."""

@@ -1,0 +1,98 @@
+"""The network itself: MONAI's DynUNet with deep supervision at every level's own resolution."""
+
+import torch
+from monai.networks.nets.dynunet import DynUNet
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from segdistill.network.architecture import Architecture
+
+
+class UNet(nn.Module):
+    """A U-Net after nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), built on DynUNet.
+
+    Input (B, C, X, Y, Z) float, every axis a multiple of the product of the strides. In evaluation
+    mode the output is the logits (B, K, X, Y, Z). In training mode it is a list: the same logits, then
+    those of ``deep_supervision`` coarser levels at their own resolution, finest first (DynUNet itself
+    would interpolate them all to the finest and train on copies).
+
+    With a ``stem_stride`` of s > 1 the first level already works on cells of s^3 voxels. The last
+    convolution then predicts s^3 times K channels, one set per voxel of the cell, so the output keeps
+    the full resolution.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        levels = len(architecture.channels)
+        self.body = DynUNet(
+            spatial_dims=3,
+            in_channels=architecture.channels_in,
+            out_channels=architecture.channels_out * architecture.stem_stride**3,
+            kernel_size=[3] * levels,
+            strides=architecture.strides,
+            upsample_kernel_size=architecture.strides[1:],
+            filters=architecture.channels,
+            norm_name=(architecture.norm, {"affine": True}),
+            deep_supervision=True,
+            deep_supr_num=architecture.deep_supervision,
+            trans_bias=True,
+        )
+        # The coarser heads predict classes, not cells of classes.
+        for index, head in enumerate(self.body.deep_supervision_heads):
+            head.conv.conv = nn.Conv3d(
+                architecture.channels[index + 1], architecture.channels_out, kernel_size=1
+            )
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """See the class."""
+        logits = unfold_cells(
+            self.body.output_block(self.body.skip_layers(image)), self.architecture.stem_stride
+        )
+        return [logits, *self.body.heads] if self.training else logits
+
+    def levels(self, image: Tensor) -> list[Tensor]:
+        """The logits of every trained level, in evaluation mode too (a teacher's, for distillation)."""
+        logits = unfold_cells(
+            self.body.output_block(self.body.skip_layers(image)), self.architecture.stem_stride
+        )
+        return [logits, *self.body.heads]
+
+
+def unfold_cells(cells: Tensor, stride: int) -> Tensor:
+    """Spread channels over the voxels of a cell: (B, K * s^3, x, y, z) to (B, K, s*x, s*y, s*z).
+
+    The three-dimensional sub-pixel rearrangement of Shi et al. 2016 (arXiv 1609.05158).
+    """
+    if stride == 1:
+        return cells
+    batch, channels, x, y, z = cells.shape
+    parts = cells.reshape(batch, channels // stride**3, stride, stride, stride, x, y, z)
+    return parts.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(
+        batch, channels // stride**3, x * stride, y * stride, z * stride
+    )
+
+
+def own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each under one name (DynUNet registers its blocks under several)."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def inference_parameters(network: UNet) -> int:
+    """Number of learned parameters that inference uses (without the deep-supervision heads)."""
+    return sum(
+        value.numel()
+        for name, value in network.named_parameters()
+        if "super_head" not in name and "deep_supervision" not in name
+    )
+
+
+def macs(network: UNet, patch_size: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one pass over one patch of ``patch_size`` voxels."""
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, network.architecture.channels_in, *patch_size, device=device))
+    network.train(was_training)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,67 @@
+"""What one training is: everything the loop needs, as plain values that travel to any worker."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segdistill.files import json_bytes, read_json, sha256_of
+from segdistill.network.model import CARD, Role
+from segdistill.runtime.plan import Plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a teacher, student or control.
+
+    Paths are absolute: Ray's workers run in folders of their own.
+
+    Attributes:
+        name: e.g. ``student-x4``.
+        role: ``teacher``, ``student`` or ``control``.
+        width: channel multiplier.
+        steps: optimiser steps.
+        seed: start of all randomness.
+        plan: path of plan.json.
+        data: folder of prepared cases.
+        teacher: folder of the teacher's model, for a student; else None.
+        network: the ``network`` part of params.yaml.
+        training: the ``training`` part of params.yaml.
+        distillation: the ``distillation`` part of params.yaml.
+        tracking: ``{"uri": ..., "run_id": ...}`` of the MLflow run that follows along, or empty.
+    """
+
+    name: str
+    role: Role
+    width: float
+    steps: int
+    seed: int
+    plan: str
+    data: str
+    teacher: str | None
+    network: Mapping[str, Any]
+    training: Mapping[str, Any]
+    distillation: Mapping[str, Any]
+    tracking: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as plain values; ``Job(**values)`` is the job again."""
+        return asdict(self)
+
+    def digest(self) -> str:
+        """Digest of all that decides the outcome: knobs, plan, data, teacher and this library's code.
+
+        A run of the same digest may go on from its checkpoint; one of another must not.
+        """
+        data = Path(self.data)
+        source = Path(__file__).resolve().parents[1]
+        code = sorted(path for room in ("network", "training") for path in (source / room).rglob("*.py"))
+        body = self.to_json() | {
+            "tracking": None,
+            "plan": Plan.read(Path(self.plan)).digest(),
+            "data": [sha256_of(path) for path in sorted(data.iterdir())],
+            "teacher": self.teacher and read_json(Path(self.teacher) / CARD)["weights_sha256"],
+            "code": [sha256_of(path) for path in code],
+        }
+        return hashlib.sha256(json_bytes(body)).hexdigest()

@@ -1,0 +1,110 @@
+"""What training minimises: Dice and cross-entropy with the labels, and the teacher's soft labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the loss terms.
+
+    Attributes:
+        dice: of 1 - soft Dice with the labels.
+        ce: of the cross-entropy with the labels.
+        kd: of the distillation term; without a teacher it has no effect.
+        temperature: softens both networks' logits in the distillation term.
+    """
+
+    dice: float
+    ce: float
+    kd: float
+    temperature: float
+
+
+def dice_ce(logits: Tensor, label: Tensor, dice_weight: float = 1.0, ce_weight: float = 1.0) -> Tensor:
+    """Soft Dice loss (over the batch, mean of the classes present or predicted) plus cross-entropy.
+
+    nnU-Net's pair of losses (Isensee et al. 2021). It gives the value of MONAI's
+    ``DiceCELoss(softmax=True, to_onehot_y=True, batch=True, include_background=False)`` from one
+    log-softmax and without a one-hot copy of the labels, which on a CPU
+    is most of a small student's step.
+
+    Args:
+        logits: (B, K, X, Y, Z) float.
+        label: (B, X, Y, Z) int64, channel indices.
+        dice_weight: of the Dice term.
+        ce_weight: of the cross-entropy term.
+    """
+    classes = logits.shape[1]
+    log_p = functional.log_softmax(logits.float(), dim=1)
+    log_p_true = log_p.gather(1, label.unsqueeze(1)).squeeze(1)
+    cross_entropy = -log_p_true.mean()
+    p = log_p.exp()
+    predicted = p.sum(dim=(0, 2, 3, 4))
+    flat = label.reshape(-1)
+    present = torch.bincount(flat, minlength=classes).to(p.dtype)
+    overlap = torch.zeros(classes, dtype=p.dtype, device=p.device)
+    overlap = overlap.index_add(0, flat, log_p_true.exp().reshape(-1))
+    dice = (2 * overlap + _SMOOTH) / (predicted + present + _SMOOTH)
+    return dice_weight * (1 - dice[1:].mean()) + ce_weight * cross_entropy
+
+
+_SMOOTH = 1e-5
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || student) of the softened classes: summed over classes, averaged over voxels.
+
+    Hinton et al. 2015 (arXiv 1503.02531). A mean over classes as well would weaken the term by the
+    number of classes.
+
+    Args:
+        student: (B, K, X, Y, Z) logits.
+        teacher: (B, K, X, Y, Z) logits; no gradient flows into them.
+        temperature: T > 0.
+    """
+    log_q = functional.log_softmax(student.float() / temperature, dim=1)
+    log_p = functional.log_softmax(teacher.detach().float() / temperature, dim=1)
+    voxels = student.numel() // student.shape[1]
+    kl = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return temperature**2 * kl / voxels
+
+
+def total_loss(
+    levels: Sequence[Tensor],
+    label: Tensor,
+    weights: LossWeights,
+    teacher_levels: Sequence[Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The loss over all deep-supervision levels, weighted 1, 1/2, 1/4, ... as nnU-Net, summing to 1.
+
+    Args:
+        levels: logits of every level, finest first, each (B, K, x, y, z) at its own resolution.
+        label: (B, X, Y, Z) int64 at the finest resolution; coarser levels take every n-th voxel of it.
+        weights: of the terms.
+        teacher_levels: the teacher's logits at the same levels, or None (teacher and control).
+
+    Returns:
+        ``loss`` (to minimise), ``supervised`` and ``distillation`` (both before weighting by ``kd``).
+    """
+    scale = sum(0.5**level for level in range(len(levels)))
+    supervised = label.new_zeros((), dtype=torch.float32)
+    distilled = label.new_zeros((), dtype=torch.float32)
+    for level, logits in enumerate(levels):
+        share = 0.5**level / scale
+        step = label.shape[-1] // logits.shape[-1]
+        target = label[:, step // 2 :: step, step // 2 :: step, step // 2 :: step]
+        supervised = supervised + share * dice_ce(logits, target, weights.dice, weights.ce)
+        if teacher_levels is not None:
+            distilled = distilled + share * distillation(
+                logits, teacher_levels[level], weights.temperature
+            )
+    return {
+        "loss": supervised + weights.kd * distilled,
+        "supervised": supervised.detach(),
+        "distillation": distilled.detach(),
+    }

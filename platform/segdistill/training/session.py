@@ -1,0 +1,52 @@
+"""Where the loop runs: in this process, or as one of Ray Train's workers. The loop can't tell."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from segdistill.files import atomic_folder
+
+
+class Session(Protocol):
+    """What the loop asks of its surroundings."""
+
+    rank: int
+    workers: int
+    device: torch.device
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Move the network to the device and, with several workers, synchronise its gradients."""
+
+    def latest(self) -> Path | None:
+        """Folder of the last checkpoint of this run, if there is one."""
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
+        """Hand in a checkpoint folder (only worker 0 fills it); every worker calls this."""
+
+
+class LocalSession:
+    """One process, no Ray: for debugging, and for tests of the loop itself."""
+
+    rank = 0
+    workers = 1
+
+    def __init__(self, folder: Path) -> None:
+        self._checkpoint = folder / "checkpoint"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """See :class:`Session`."""
+        return network.to(self.device)
+
+    def latest(self) -> Path | None:
+        """See :class:`Session`."""
+        return self._checkpoint if self._checkpoint.is_dir() else None
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
+        """See :class:`Session`."""
+        with atomic_folder(self._checkpoint) as partial:
+            shutil.copytree(checkpoint, partial, dirs_exist_ok=True)

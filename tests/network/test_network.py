@@ -1,0 +1,198 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segdistill.files import SegdistillError
+from segdistill.network.architecture import Architecture
+from segdistill.network.export import agreement, export_onnx
+from segdistill.network.model import CARD, WEIGHTS, TorchBackend, read_model, write_model
+from segdistill.network.unet import UNet, inference_parameters, macs, unfold_cells
+from segdistill.runtime.backend import OnnxBackend
+from segdistill.runtime.plan import Normalisation, Plan, Structure
+
+KNOBS = {
+    "base_channels": 8,
+    "max_channels": 20,
+    "stages": 3,
+    "stem_stride": 2,
+    "norm": "batch",
+    "min_channels": 3,
+    "deep_supervision": 1,
+}
+PLAN = Plan(
+    task="toy",
+    modality="mri",
+    orientation="RAS",
+    spacing_mm=(2, 2, 2),
+    foreground="above_mean",
+    normalisation=Normalisation("zscore"),
+    patch_size=(16, 16, 16),
+    size_divisor=(8, 8, 8),
+    mode="windows",
+    overlap=0.5,
+    structures=(Structure(1, "a"), Structure(2, "b")),
+    label_protocol="toy",
+)
+
+
+def _network(width: float = 1.0, **knobs: object) -> UNet:
+    torch.manual_seed(0)
+    return UNet(Architecture.scaled(KNOBS | knobs, width, PLAN.channels_out))
+
+
+def test_a_student_scales_every_level_down_to_the_floor() -> None:
+    """Channels are width times the teacher's, never under min_channels, never over max_channels."""
+    assert Architecture.scaled(KNOBS, 1, 3).channels == (8, 16, 20)
+    assert Architecture.scaled(KNOBS, 0.5, 3).channels == (4, 8, 10)
+    assert Architecture.scaled(KNOBS, 0.125, 3).channels == (3, 3, 3)
+
+
+def test_a_quarter_of_the_width_has_a_sixteenth_of_the_parameters() -> None:
+    """The x1/4 student of the default family has at least 93.7% fewer parameters than its teacher."""
+    knobs = KNOBS | {"base_channels": 32, "max_channels": 320, "stages": 4, "deep_supervision": 2}
+    teacher, student = (inference_parameters(UNet(Architecture.scaled(knobs, w, 11))) for w in (1, 0.25))
+    assert 1 - student / teacher >= 0.937
+
+
+@pytest.mark.parametrize(
+    ("knobs", "width", "named"),
+    [
+        ({"stages": 2}, 1, "stages"),
+        ({"deep_supervision": 2}, 1, "deep_supervision"),
+        ({"norm": "layer"}, 1, "norm"),
+        ({}, 0, "width"),
+    ],
+)
+def test_knobs_that_make_no_network_are_named(
+    knobs: dict[str, object], width: float, named: str
+) -> None:
+    """A wrong knob of the network is refused with its name."""
+    with pytest.raises(SegdistillError, match=named):
+        Architecture.scaled(KNOBS | knobs, width, 3)
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_training_gives_every_level_and_inference_the_finest(stem_stride: int, norm: str) -> None:
+    """In training every supervised level comes at its own resolution; in evaluation only full logits."""
+    network = _network(stem_stride=stem_stride, norm=norm)
+    image = torch.randn(2, 1, 16, 16, 16)
+    levels = network.train()(image)
+    assert [tuple(level.shape) for level in levels] == [
+        (2, 3, 16, 16, 16),
+        (2, 3, *[16 // (2 * stem_stride)] * 3),
+    ]
+    assert network.eval()(image).shape == (2, 3, 16, 16, 16)
+
+
+def test_every_parameter_is_trained() -> None:
+    """One backward pass over all levels gives every parameter a gradient (DDP relies on it)."""
+    network = _network().train()
+    sum(level.square().mean() for level in network(torch.randn(2, 1, 16, 16, 16))).backward()
+    assert all(value.grad is not None for value in network.parameters())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    stride=st.sampled_from([1, 2, 3]),
+    classes=st.integers(1, 3),
+    shape=st.tuples(*[st.integers(1, 3)] * 3),
+)
+def test_unfolding_puts_every_channel_at_its_voxel(
+    stride: int, classes: int, shape: tuple[int, int, int]
+) -> None:
+    """Channel (k, i, j, m) of cell (x, y, z) lands on class k at voxel (x*s+i, y*s+j, z*s+m)."""
+    cells = torch.arange(classes * stride**3 * int(np.prod(shape))).reshape(
+        1, classes * stride**3, *shape
+    )
+    out = unfold_cells(cells, stride)
+    for k, i, j, m in np.ndindex(classes, stride, stride, stride):
+        channel = ((k * stride + i) * stride + j) * stride + m
+        assert torch.equal(out[0, k, i::stride, j::stride, m::stride], cells[0, channel])
+
+
+def test_macs_are_those_of_the_convolutions() -> None:
+    """MACs agree with a count by hand over the network's convolutions."""
+    network = _network().eval()
+    counted = 0
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal counted
+        if isinstance(module, torch.nn.ConvTranspose3d):
+            counted += inputs[0].numel() * module.out_channels * 8
+        elif isinstance(module, torch.nn.Conv3d):
+            counted += output.numel() * module.in_channels * int(np.prod(module.kernel_size))
+
+    for module in set(network.modules()):
+        module.register_forward_hook(count)
+    reported = macs(network, (16, 16, 16))
+    assert counted > 0
+    assert reported == counted
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_onnx_says_what_torch_says_at_any_size(tmp_path: Path, norm: str) -> None:
+    """The exported network gives torch's logits, also at a size that it wasn't exported with."""
+    network = _network(norm=norm)
+    network.train()(
+        torch.randn(2, 1, 16, 16, 16) * 3 + 1
+    )  # batch statistics that aren't the initial ones
+    network.eval()
+    export_onnx(network, PLAN, tmp_path / "model.onnx")
+    image = np.random.default_rng(0).normal(size=(1, 1, 24, 16, 32)).astype(np.float32)
+    ours, theirs = TorchBackend(network)(image), OnnxBackend(tmp_path / "model.onnx", threads=1)(image)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert agreement(ours[0], theirs[0]) >= 0.9999
+
+
+def test_a_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    """Weights, role, width and counts survive the way to disk and back."""
+    network = _network(0.5)
+    write_model(
+        tmp_path / "m",
+        network,
+        PLAN,
+        name="student-x2",
+        role="student",
+        width=0.5,
+        training={"steps": 3},
+    )
+    model = read_model(tmp_path / "m", PLAN)
+    image = torch.randn(1, 1, 16, 16, 16)
+    assert torch.equal(model.network(image), network.eval()(image))
+    assert (model.name, model.role, model.width) == ("student-x2", "student", 0.5)
+    assert model.parameters == inference_parameters(network)
+    assert model.training == {"steps": 3}
+
+
+def test_an_altered_model_is_refused(tmp_path: Path) -> None:
+    """One flipped byte in the weights is noticed before they are used."""
+    write_model(tmp_path / "m", _network(), PLAN, name="teacher", role="teacher", width=1.0, training={})
+    weights = bytearray((tmp_path / "m" / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "m" / WEIGHTS).write_bytes(weights)
+    with pytest.raises(SegdistillError, match=f"{WEIGHTS}.*dvc repro"):
+        read_model(tmp_path / "m", PLAN)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    """Weights that don't fit the architecture beside them are refused before they are used."""
+    write_model(tmp_path / "m", _network(), PLAN, name="teacher", role="teacher", width=1.0, training={})
+    card = json.loads((tmp_path / "m" / CARD).read_text())
+    card["architecture"]["channels"] = [4, 8, 16]
+    (tmp_path / "m" / CARD).write_text(json.dumps(card))
+    with pytest.raises(SegdistillError, match="doesn't fit the architecture"):
+        read_model(tmp_path / "m", PLAN)
+
+
+def test_a_model_of_another_plan_is_refused(tmp_path: Path) -> None:
+    """Teacher and students share one plan: a model that was trained with another is not read."""
+    write_model(tmp_path / "m", _network(), PLAN, name="teacher", role="teacher", width=1.0, training={})
+    with pytest.raises(SegdistillError, match=f"{CARD}.*another plan"):
+        read_model(tmp_path / "m", replace(PLAN, overlap=0.25))
