@@ -1,0 +1,43 @@
+"""Stage ``evaluate``: every bundle on every test case, into scorecard, family table and report."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from segdistill.evaluation.evaluate import Settings, evaluate
+from segdistill.files import SegdistillError
+
+
+def main() -> None:
+    """Read the parameters, evaluate, print the family table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundles", type=Path, required=True, help="folder with a bundle per member")
+    parser.add_argument("--sites", type=Path, required=True, help="folder of the sites")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
+    arguments = parser.parse_args()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    table = evaluate(
+        arguments.bundles,
+        arguments.sites,
+        arguments.out,
+        params["task"],
+        Settings(**params["evaluation"], seed=params["seed"]),
+        progress=lambda line: print(f"evaluate: {line}", file=sys.stderr, flush=True),
+    )
+    for row in table:
+        unseen = row["dice_unseen_site"]
+        print(
+            f"{row['name']:<12} Dice {row['dice']:.4f}"
+            + (f" (held-out site {unseen:.4f})" if unseen is not None else "")
+            + f", retention {row['retention']:.2%}, {row['parameters']:,} parameters, "
+            f"{row['cpu_seconds']:.2f} CPU s a scan"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegdistillError as error:
+        sys.exit(f"error: {error}")

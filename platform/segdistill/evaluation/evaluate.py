@@ -1,0 +1,223 @@
+"""The whole evaluation of a family: from bundles and sites to the files under ``reports/TASK``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segdistill.evaluation import plots, timing
+from segdistill.evaluation.compare import Comparison, compare_family
+from segdistill.evaluation.machine import describe_machine
+from segdistill.evaluation.members import (
+    Member,
+    TestSet,
+    read_family,
+    read_test_set,
+    spread_over_sites,
+)
+from segdistill.evaluation.overlays import (
+    Pick,
+    colours_of_overlay,
+    overlay,
+    pick_cases,
+    shown_members,
+)
+from segdistill.evaluation.report import ReportInput, write_report
+from segdistill.evaluation.score import DECIMALS, make_scorecard, read_scorecard, write_table
+from segdistill.evaluation.summary import (
+    case_scores,
+    family_table,
+    scan_seconds,
+    site_scores,
+    step_seconds,
+)
+from segdistill.files import atomic_folder, write_json
+from segdistill.runtime.bundle import Bundle, digest
+from segdistill.runtime.segment import Segmentator
+from segdistill.volume import read_label_map, read_volume
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The knobs of the evaluation, as in params.yaml.
+
+    Attributes:
+        nsd_tolerance_mm: surface distance that NSD counts as agreement, mm.
+        timing_cases: number of test cases that are timed.
+        confidence: coverage of the paired intervals.
+        seed: of the resampling.
+        workers: processes that score; 0: one per usable core.
+    """
+
+    nsd_tolerance_mm: float
+    timing_cases: int
+    confidence: float
+    seed: int
+    workers: int = 0
+
+
+def evaluate(
+    bundles: Path,
+    sites: Path,
+    out: Path,
+    task: str,
+    settings: Settings,
+    progress: Progress = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Evaluate every bundle on every test case and write all reports.
+
+    Timing comes first, while nothing else runs; then the cases are shared out over processes.
+
+    Args:
+        bundles: folder with one bundle per member.
+        sites: folder with one site per folder.
+        out: where the reports go; other files there stay.
+        task: the task's name.
+        settings: the knobs.
+        progress: told one line per step.
+
+    Returns:
+        The rows of family.json.
+
+    Raises:
+        SegdistillError: a bundle, site or case that can't be used; the message names it.
+    """
+    family = read_family(bundles)
+    test_set = read_test_set(sites)
+    timed = spread_over_sites(test_set.cases, settings.timing_cases)
+    timings = timing.time_family(family, timed, progress=progress)
+    memory = timing.measure_memory(family, timed, progress=progress)
+    card = make_scorecard(
+        family, test_set, settings.nsd_tolerance_mm, workers=settings.workers, progress=progress
+    )
+    write_table(out / "timings.csv", timings, timing.DECIMALS)
+    write_table(out / "memory.csv", memory, timing.MEMORY_DECIMALS)
+    write_table(out / "scorecard.csv", card, DECIMALS)
+    # From here on the files speak: what anyone recomputes from them is what is reported.
+    card = read_scorecard(out / "scorecard.csv")
+    timings = pd.read_csv(out / "timings.csv")
+    memory = pd.read_csv(out / "memory.csv")
+    table = family_table(family, card, timings, memory)
+    comparisons = compare_family(family, card, settings.confidence, settings.seed)
+    write_json(out / "family.json", table)
+    write_json(out / "comparisons.json", [asdict(comparison) for comparison in comparisons])
+    write_json(out / "metrics.json", metrics(table, comparisons))
+    picks = pick_cases(card, _subject_of_pictures(family))
+    with atomic_folder(out / "plots") as folder:
+        _write_plots(folder, family, test_set, card, timings, table, comparisons, picks)
+    write_report(
+        out / "report.html",
+        ReportInput(
+            task=task,
+            family=family,
+            test_set=test_set,
+            table=table,
+            card=card,
+            timings=timings,
+            memory=memory,
+            comparisons=comparisons,
+            machine=describe_machine(),
+            picks=picks,
+            digests={member.name: digest(member.folder) for member in family},
+            tolerance_mm=settings.nsd_tolerance_mm,
+            confidence=settings.confidence,
+            plots=out / "plots",
+        ),
+    )
+    progress(f"wrote {out / 'report.html'}")
+    return table
+
+
+def metrics(
+    table: Sequence[Mapping[str, Any]], comparisons: Sequence[Comparison]
+) -> dict[str, dict[str, Any]]:
+    """The family's figures by member for ``dvc metrics``, which reads dictionaries of numbers.
+
+    A student's row also has its paired difference to its control and to the teacher on seen sites:
+    ``vs_control``, ``vs_control_low``, ``vs_control_high``, ``vs_control_p`` and the same for
+    ``vs_teacher``.
+    """
+    roles = {row["name"]: row["role"] for row in table}
+    figures: dict[str, dict[str, Any]] = {
+        row["name"]: {
+            key: value for key, value in row.items() if key not in ("name", "role") and value is not None
+        }
+        for row in table
+    }
+    for comparison in comparisons:
+        if comparison.sites != "seen":
+            continue
+        key = f"vs_{roles[comparison.against]}"
+        found = {
+            key: comparison.difference,
+            f"{key}_low": comparison.low,
+            f"{key}_high": comparison.high,
+            f"{key}_p": comparison.p_value,
+        }
+        figures[comparison.name] |= {k: value for k, value in found.items() if value is not None}
+    return figures
+
+
+def _subject_of_pictures(family: Sequence[Member]) -> Member:
+    """Whose Dice chooses the cases of the overlays: the shown student, else the teacher."""
+    shown = shown_members(family)
+    return next((member for member in shown if member.role == "student"), shown[0])
+
+
+def _write_plots(
+    folder: Path,
+    family: Sequence[Member],
+    test_set: TestSet,
+    card: pd.DataFrame,
+    timings: pd.DataFrame,
+    table: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Comparison],
+    picks: Mapping[str, Pick],
+) -> None:
+    cases, by_site, steps = case_scores(card), site_scores(card), step_seconds(timings)
+    plots.save(plots.pareto(table, family), folder / "pareto.png")
+    plots.save(plots.cpu_by_step(steps, table, family), folder / "cpu_by_step.png")
+    plots.save(plots.dice_by_site(by_site, cases, family, test_set.sites), folder / "dice_by_site.png")
+    plots.save(plots.differences(comparisons), folder / "differences.png")
+    palette = colours_of_overlay(len(test_set.structures))
+    for kind, pick in picks.items():
+        figure = _overlay_of(pick.case, family, test_set, cases)
+        plots.save(figure, folder / f"overlay_{kind}.png", dpi=110, palette=palette)
+    by_site["bar"] = by_site["site"] + " | " + by_site["model"]
+    order = {site: n for n, site in enumerate(test_set.sites)}
+    by_site = by_site.sort_values("site", key=lambda column: column.map(order), kind="stable")
+    write_table(
+        folder / "dice_by_site.csv",
+        by_site[["site", "held_out", "model", "bar", "dice", "nsd", "hd95_mm"]],
+        {"dice": 5, "nsd": 5, "hd95_mm": 3},
+    )
+    seconds = scan_seconds(timings)["cpu_s"]
+    write_table(
+        folder / "family.csv",
+        pd.DataFrame(
+            [(row["name"], row["parameters"], seconds[row["name"]], row["dice"]) for row in table],
+            columns=["model", "parameters", "cpu_seconds", "dice"],
+        ),
+        {"cpu_seconds": 4, "dice": 5},
+    )
+
+
+def _overlay_of(name: str, family: Sequence[Member], test_set: TestSet, cases: pd.DataFrame) -> Any:
+    case = next(case for case in test_set.cases if case.case == name)
+    scan = read_volume(case.image)
+    shown = shown_members(family)
+    own = cases[cases["case"] == name]
+    return overlay(
+        scan,
+        read_label_map(case.label).array,
+        {
+            member.name: Segmentator(Bundle.read(member.folder), threads=1).segment(scan).labels
+            for member in shown
+        },
+        {str(row["model"]): float(row["dice"]) for row in own.to_dict("records")},
+        test_set.structures,
+    )

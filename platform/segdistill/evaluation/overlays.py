@@ -1,0 +1,192 @@
+"""Pictures of a case: the scan, its reference, and what teacher, student and control made of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from segdistill.evaluation.members import Member
+from segdistill.evaluation.summary import case_scores
+from segdistill.volume import Volume
+
+#: Okabe and Ito's eight, then two lighter tones; recycled after that.
+PALETTE = (
+    "#56B4E9",
+    "#0072B2",
+    "#E69F00",
+    "#F0E442",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#999999",
+    "#B2DF8A",
+    "#CAB2D6",
+)
+_MARGIN_MM = 10.0
+_VEIL = 0.6  # how much of a voxel's colour is the structure's, the rest is the scan
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A case chosen for a picture, and the rule that chose it."""
+
+    case: str
+    rule: str
+
+
+def shown_members(family: Sequence[Member]) -> tuple[Member, ...]:
+    """The teacher, the student of median size (the smaller of two), and its control if there is one."""
+    teacher = next(member for member in family if member.role == "teacher")
+    students = [member for member in family if member.role == "student"]
+    if not students:
+        return (teacher,)
+    student = students[len(students) // 2]
+    control = [m for m in family if m.role == "control" and m.width == student.width]
+    return (teacher, student, *control[:1])
+
+
+def pick_cases(card: pd.DataFrame, member: Member) -> dict[str, Pick]:
+    """The ``typical`` and the ``worst`` case of a member, by its Dice alone.
+
+    Typical: the median test case of the sites that took part in training (the lower one of two). Worst:
+    the lowest of all test cases, held-out sites included.
+    """
+    cases = case_scores(card).query("model == @member.name").sort_values(["dice", "case"])
+    seen = cases[~cases["held_out"]]["case"].tolist()
+    return {
+        "typical": Pick(
+            seen[(len(seen) - 1) // 2],
+            f"median Dice of {member.name} on the sites seen in training",
+        ),
+        "worst": Pick(
+            cases["case"].iloc[0], f"lowest Dice of {member.name} on any test case of any site"
+        ),
+    }
+
+
+def overlay(
+    scan: Volume,
+    reference: NDArray[Any],
+    predictions: Mapping[str, NDArray[Any]],
+    dice: Mapping[str, float],
+    structures: Mapping[int, str],
+) -> Figure:
+    """Draw an axial and a coronal plane, in columns: scan, reference, then each prediction.
+
+    The planes are those in which the reference has most structures, then most labelled voxels. The left
+    of a picture is the subject's left.
+
+    Args:
+        scan: the scan.
+        reference: (X, Y, Z) label codes on its grid.
+        predictions: name to label codes on its grid.
+        dice: name to the case's mean Dice, shown above the picture.
+        structures: label code to name.
+    """
+    grey, spacing = _to_ras(scan.array, scan.affine)
+    maps = {"reference": _to_ras(reference, scan.affine)[0]}
+    maps |= {name: _to_ras(labels, scan.affine)[0] for name, labels in predictions.items()}
+    truth = maps["reference"]
+    box = _box(truth, spacing)
+    grey, truth = grey[box], truth[box]
+    maps = {name: labels[box] for name, labels in maps.items()}
+    low, high = np.percentile(grey, (1, 99.5))
+    shown = np.clip((grey - low) / max(high - low, 1e-6), 0, 1)
+    colours = np.zeros((max(structures) + 1, 3))
+    colours[list(structures)] = _colours(len(structures))
+    with rc_context({"font.family": "DejaVu Sans", "font.size": 9, "text.color": "#e5e7eb"}):
+        heights = [shown.shape[1] * spacing[1], shown.shape[2] * spacing[2]]
+        width = shown.shape[0] * spacing[0]
+        columns = 1 + len(maps)
+        figure = Figure(
+            figsize=(9.6, 9.6 / columns * sum(heights) / width + 0.85),
+            facecolor="#111111",
+            layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.07, wspace=0.0, hspace=0.0),
+        )
+        grid = figure.subplots(2, columns, squeeze=False, height_ratios=heights)
+        for row, axis in enumerate((2, 1)):
+            plane = _fullest_plane(truth, axis)
+            aspect = spacing[2 if axis == 1 else 1] / spacing[0]
+            base = np.repeat(np.take(shown, plane, axis).T[..., None], 3, axis=2)
+            for column, name in enumerate(("scan", *maps)):
+                picture = base
+                if name != "scan":
+                    codes = np.take(maps[name], plane, axis).T
+                    codes = np.where(codes < len(colours), codes, 0).astype(int)
+                    veil = _VEIL * (codes > 0)[..., None]
+                    picture = base * (1 - veil) + colours[codes] * veil
+                axes = grid[row, column]
+                axes.imshow(picture, origin="lower", aspect=aspect, interpolation="nearest")
+                axes.set_axis_off()
+                if row == 0:
+                    score = f"\nDice {dice[name]:.3f}" if name in dice else "\n"
+                    axes.set_title(f"{name}{score}", fontsize=9.5)
+        figure.legend(
+            handles=[
+                Patch(color=colours[code], label=name.replace("_", " "))
+                for code, name in structures.items()
+            ],
+            loc="outside lower center",
+            ncols=5,
+            fontsize=8.5,
+            frameon=False,
+            labelcolor="#e5e7eb",
+            handlelength=1.0,
+        )
+    return figure
+
+
+def colours_of_overlay(structures: int) -> list[tuple[int, int, int]]:
+    """At most 256 RGB colours that an overlay needs: greys, pure tones, and tones over greys."""
+    tones = _colours(structures)
+    greys = np.linspace(0, 1, 40)[:, None].repeat(3, axis=1)
+    levels = np.linspace(0, 1, max(2, (256 - len(greys) - structures) // structures))
+    veiled = (_VEIL * tones[:, None] + (1 - _VEIL) * levels[None, :, None]).reshape(-1, 3)
+    found = np.rint(255 * np.concatenate([greys, tones, veiled])[:256]).astype(int)
+    return [(int(red), int(green), int(blue)) for red, green, blue in found]
+
+
+def _colours(structures: int) -> NDArray[np.float64]:
+    """A colour per structure, (N, 3), RGB in [0, 1]."""
+    hexes = [PALETTE[number % len(PALETTE)] for number in range(structures)]
+    return np.array([[int(text[n : n + 2], 16) / 255 for n in (1, 3, 5)] for text in hexes])
+
+
+def _to_ras(
+    array: NDArray[Any], affine: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Flip and swap axes to RAS; returns the array and its spacing in mm along the new axes."""
+    orientation = nib.orientations.io_orientation(affine)
+    turned = nib.orientations.apply_orientation(array, orientation)
+    spacing = np.empty(3)
+    spacing[orientation[:, 0].astype(int)] = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return turned, spacing
+
+
+def _box(labels: NDArray[Any], spacing: NDArray[np.float64]) -> tuple[slice, slice, slice]:
+    """The labelled part with a margin; everything where nothing is labelled."""
+    if not labels.any():
+        return slice(None), slice(None), slice(None)
+    sides = []
+    for axis in range(3):
+        other = tuple(a for a in range(3) if a != axis)
+        found = np.flatnonzero(labels.any(axis=other))
+        margin = round(_MARGIN_MM / spacing[axis])
+        sides.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
+    return sides[0], sides[1], sides[2]
+
+
+def _fullest_plane(labels: NDArray[Any], axis: int) -> int:
+    """Index of the plane with most structures, then most labelled voxels."""
+    planes = np.moveaxis(labels, axis, 0)
+    return max(
+        range(len(planes)), key=lambda n: (len(np.unique(planes[n])), int(np.count_nonzero(planes[n])))
+    )

@@ -1,0 +1,122 @@
+"""Paired comparisons: the difference, its interval and its test."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from segdistill.evaluation.compare import compare_family, compare_paired, pairs
+from segdistill.evaluation.members import Member
+
+
+def member(name, role, width) -> Member:
+    """A member without files."""
+    return Member(name, role, width, 1, 1, Path(name))
+
+
+FAMILY = (
+    member("teacher", "teacher", 1.0),
+    member("student-x4", "student", 0.25),
+    member("control-x4", "control", 0.25),
+    member("student-x8", "student", 0.125),
+)
+
+
+def compare(values, others, confidence=0.95):
+    """Compare two lists of Dice."""
+    return compare_paired(
+        np.array(values, float),
+        np.array(others, float),
+        name="student",
+        against="control",
+        sites="seen",
+        confidence=confidence,
+        seed=1,
+    )
+
+
+def test_students_meet_their_control_and_the_teacher():
+    """A student is compared with the control of its width, where there is one, and with the teacher."""
+    assert list(pairs(FAMILY)) == [
+        ("student-x4", "control-x4"),
+        ("student-x4", "teacher"),
+        ("student-x8", "teacher"),
+    ]
+
+
+def test_pairing_removes_what_subjects_share():
+    """Subjects that differ by far more than the models do don't widen the interval."""
+    hard = np.linspace(0.2, 0.9, 12)
+    gain = np.tile([0.009, 0.010, 0.011], 4)
+    found = compare(hard + gain, hard)
+    assert found.difference == pytest.approx(0.010)
+    assert 0.009 <= found.low < 0.010 < found.high <= 0.011
+    assert found.p_value < 0.001
+    assert found.better == found.subjects == 12
+
+
+def test_no_difference_is_not_called_one():
+    """Differences that go either way have an interval around zero and a large p."""
+    found = compare([0.80, 0.81, 0.79, 0.80, 0.82, 0.78], [0.81, 0.80, 0.80, 0.79, 0.80, 0.80])
+    assert found.low < 0 < found.high
+    assert found.p_value > 0.3
+
+
+def test_interval_narrows_with_less_confidence():
+    """An interval of 50% lies inside that of 95%."""
+    values, others = [0.80, 0.84, 0.79, 0.86, 0.82], [0.78, 0.80, 0.80, 0.81, 0.80]
+    wide, narrow = compare(values, others), compare(values, others, confidence=0.5)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_swapping_the_two_turns_the_sign():
+    """What one gains the other loses."""
+    values, others = [0.80, 0.84, 0.79, 0.86], [0.78, 0.80, 0.80, 0.81]
+    assert compare(values, others).difference == -compare(others, values).difference
+
+
+def test_ratio_is_retention():
+    """The ratio is one mean over the other, with an interval around it."""
+    found = compare([0.80, 0.85, 0.78], [0.82, 0.86, 0.80])
+    assert found.ratio == pytest.approx(2.43 / 2.48, abs=1e-5)
+    assert found.ratio_low <= found.ratio <= found.ratio_high
+
+
+def test_constant_difference_has_a_point_as_interval():
+    """When every subject differs by the same, so does every resample."""
+    found = compare([0.5, 0.75, 0.25], [0.25, 0.5, 0.0])
+    assert (found.low, found.high) == (0.25, 0.25)
+
+
+def test_equal_models_have_p_of_one():
+    """Identical figures are no evidence of a difference."""
+    found = compare([0.5, 0.7, 0.9], [0.5, 0.7, 0.9])
+    assert (found.difference, found.p_value, found.better) == (0.0, 1.0, 0)
+
+
+def test_one_subject_has_no_interval():
+    """One subject says how much, never how sure."""
+    found = compare([0.8], [0.7])
+    assert found.difference == pytest.approx(0.1)
+    assert found.low is found.high is found.p_value is None
+
+
+def test_subjects_are_the_unit():
+    """Two scans of a subject count once, as their mean, and held-out sites are compared apart."""
+    rows = []
+    for name, shift in (("teacher", 0.0), ("student-x4", -0.1), ("control-x4", -0.2), ("student-x8", 0)):
+        for case, subject, held_out, dice in (
+            ("a1", "a", False, 0.8),
+            ("a2", "a", False, 0.6),
+            ("b1", "b", False, 0.9),
+            ("c1", "c", True, 0.5),
+        ):
+            rows.append((name, "s", held_out, case, subject, "it", dice + shift, 0.5, 1.0))
+    columns = ["model", "site", "held_out", "case", "subject", "structure", "dice", "nsd", "hd95_mm"]
+    found = compare_family(FAMILY, pd.DataFrame(rows, columns=columns), 0.95, 1)
+    seen, unseen = found[0], found[1]
+    assert (seen.against, seen.sites, seen.subjects) == ("control-x4", "seen", 2)
+    assert (unseen.sites, unseen.subjects) == ("unseen", 1)
+    assert seen.difference == pytest.approx(0.1)
+    assert found[2].ratio == pytest.approx((0.6 + 0.8) / (0.7 + 0.9), abs=1e-5)
