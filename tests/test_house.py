@@ -1,5 +1,6 @@
 """The house itself: names, knobs, documents, the lock and what CI prints."""
 
+import os
 import re
 import subprocess
 import sys
@@ -146,6 +147,31 @@ def test_every_knob_reaches_a_stage() -> None:
         if not any(name == param or name.startswith(param + ".") for param in reached)
     ]
     assert not idle
+
+
+@pytest.mark.parametrize("profile", ["params.yaml", "profiles/paper.yaml"])
+def test_pipeline_is_one_that_dvc_reads(tmp_path: Path, profile: str) -> None:
+    """With either profile DVC reads dvc.yaml, with a stage per site, student and control."""
+    (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes((ROOT / profile).read_bytes())
+    env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    for command in (["init", "--no-scm", "-q"], ["stage", "list", "--name-only"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *command],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    params = yaml.safe_load((ROOT / profile).read_text())
+    stages = done.stdout.split()
+    assert {"anatomy", "prepare", "teacher", "evaluate", "register", "champion", "package"} <= {*stages}
+    for stage, entries in (("site", "sites"), ("students", "students"), ("controls", "students")):
+        assert {name for name in stages if name.startswith(f"{stage}@")} == {
+            f"{stage}@{entry}" for entry in params[entries]
+        }
 
 
 def _tracked() -> list[Path]:
