@@ -32,7 +32,7 @@ def environment(root: Path) -> dict[str, str]:
 def test_what_a_person_sets_in_the_ui_is_what_is_resolved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server on the local database shows the versions, and the alias it sets is resolved without it."""
+    """A server on the local database shows the versions; the alias it sets is resolved without it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = make_root(tmp_path)
     register_family(root, TASK)
