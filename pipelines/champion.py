@@ -23,8 +23,8 @@ def main() -> None:
     if not aliases(arguments.root, task):
         write_json(arguments.out, {"version": None})
         print(
-            f"champion: nobody has promoted yet. 'make ui': Model registry > {model_name(task)} > "
-            f"a version > Aliases > Add > {alias} > Save aliases;\n"
+            f"champion: nobody has promoted yet. 'make ui': Model training > Model registry > "
+            f"{model_name(task)} > a version > Aliases > Add > {alias} > Save aliases;\n"
             "champion: or 'segdistill promote student-x4 --reason ...'. Then 'dvc repro'."
         )
         return

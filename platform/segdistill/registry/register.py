@@ -195,8 +195,10 @@ def _add(
     except BaseException:
         end_run(store, run_id, "FAILED")
         raise
-    tags = {NAME_TAG: member.name, **identity}
+    # The UI's list shows tags in this order: what a person compares, before the digests.
+    tags = {NAME_TAG: member.name, "role": member.role, "width": member.width}
     tags |= {name: f"{value:.4f}" for name, value in member.metrics.items()}
+    tags |= identity
     version = store.client.create_model_version(
         model_name(task),
         source=f"models:/{model.model_id}",
