@@ -39,6 +39,18 @@ from segdistill.runtime.segment import Segmentator
 from segdistill.volume import read_label_map, read_volume
 
 Progress = Callable[[str], None]
+#: What of a row of family.json 'dvc metrics' shows: it puts all models side by side in one line.
+_IN_METRICS = (
+    "parameters",
+    "macs",
+    "dice",
+    "dice_unseen_site",
+    "nsd",
+    "hd95_mm",
+    "retention",
+    "cpu_seconds",
+    "peak_rss_mb",
+)
 
 
 @dataclass(frozen=True)
@@ -143,10 +155,7 @@ def metrics(
     """
     roles = {row["name"]: row["role"] for row in table}
     figures: dict[str, dict[str, Any]] = {
-        row["name"]: {
-            key: value for key, value in row.items() if key not in ("name", "role") and value is not None
-        }
-        for row in table
+        row["name"]: {key: row[key] for key in _IN_METRICS if row[key] is not None} for row in table
     }
     for comparison in comparisons:
         if comparison.sites != "seen":
