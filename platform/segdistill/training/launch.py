@@ -30,6 +30,7 @@ _QUIET = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
@@ -126,7 +127,7 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import RunConfig
+    from ray.train.v2.api.config import LoggingConfig, RunConfig
 
     workers = int(job.training["workers"])
     resources = ray.cluster_resources()
@@ -151,6 +152,7 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
             storage_path=str(runs),
             failure_config=FailureConfig(max_failures=_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": {} if gpu else _ALLOCATOR},
         ),
     )

@@ -69,6 +69,8 @@ def train(job: Job, session: Session) -> None:
     if latest := session.latest():
         start, history = checkpoint.restore(latest, network, optimizer)
     curve = _Curve(job, start, session.rank == 0)
+    if start and session.rank == 0:
+        print(f"{job.name}: goes on after step {start} of {job.steps}", flush=True)  # noqa: T201
 
     for step in range(start, job.steps):
         for group in optimizer.param_groups:

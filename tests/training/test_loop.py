@@ -1,0 +1,185 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segdistill.files import SegdistillError
+from segdistill.network.model import write_model
+from segdistill.network.unet import own_tensors
+from segdistill.runtime.plan import Plan
+from segdistill.training.launch import run_here
+from segdistill.training.loop import finished, learning_rate, train
+from segdistill.training.patches import PatchSampler, read_cases
+from segdistill.training.session import LocalSession
+from tests.training.toy import TRAINING, toy_job
+
+
+def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    ours, theirs = own_tensors(a), own_tensors(b)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+class _PowerCut(LocalSession):
+    """A session that dies right after its second checkpoint."""
+
+    reports = 0
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
+        super().report(metrics, checkpoint)
+        self.reports += 1
+        if self.reports == 2:
+            raise _StoppedError
+
+
+def test_training_learns_the_task(tmp_path: Path) -> None:
+    """The loop, in one process without Ray, learns a task that can be learned."""
+    _, history = run_here(toy_job(tmp_path, steps=150), tmp_path / "runs")
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert history[-1]["val_dice"] > 0.7
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Stopped after step 10 of 20 and started again, a training ends with the very same weights."""
+    job = toy_job(tmp_path)
+    straight, _ = run_here(job, tmp_path / "straight")
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    with pytest.raises(_StoppedError):
+        train(job, _PowerCut(folder))
+    session = LocalSession(folder)
+    train(job, session)
+    latest = session.latest()
+    assert latest is not None
+    resumed, history = finished(latest, job)
+    assert _same(straight, resumed)
+    assert history[-1]["step"] == 20
+
+
+def test_an_unfinished_training_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+    """The network of a run that stopped halfway isn't handed out."""
+    job = toy_job(tmp_path)
+    with pytest.raises(_StoppedError):
+        train(job, _PowerCut(tmp_path))
+    with pytest.raises(SegdistillError, match="stopped at step 10 of 20"):
+        finished(tmp_path / "checkpoint", job)
+
+
+def test_a_control_is_its_student_without_the_teacher(tmp_path: Path) -> None:
+    """With the distillation weight at 0 a student trains exactly as its control does; else it doesn't."""
+    teacher_job = toy_job(tmp_path)
+    teacher, _ = run_here(teacher_job, tmp_path / "runs")
+    plan = Plan.read(Path(teacher_job.plan))
+    write_model(tmp_path / "teacher", teacher, plan, name="teacher", role="teacher", width=1.0, training={})
+    common = {"width": 0.5, "steps": 10}
+    plain = {"dice_weight": 1.0, "ce_weight": 1.0}
+    taught = {"role": "student", "name": "student", "teacher": str(tmp_path / "teacher")}
+    control, _ = run_here(
+        toy_job(tmp_path, role="control", name="control", distillation=plain, **common), tmp_path / "runs"
+    )
+    mute, _ = run_here(
+        toy_job(tmp_path, distillation=plain | {"kd_weight": 0.0, "temperature": 2.0}, **taught, **common),
+        tmp_path / "runs",
+    )
+    student, _ = run_here(toy_job(tmp_path, **taught, **common), tmp_path / "runs")
+    assert _same(control, mute)
+    assert not _same(control, student)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
+    """Diverging is said at once, with the knob to turn, instead of training on garbage."""
+    job = toy_job(tmp_path)
+    case = next(Path(job.data).glob("*.image.npy"))
+    for path in Path(job.data).glob("*.image.npy"):
+        np.save(path, np.full_like(np.load(case), np.nan))
+    with pytest.raises(SegdistillError, match="learning_rate"):
+        run_here(job, tmp_path / "runs")
+
+
+def test_a_batch_depends_on_seed_step_and_worker_alone(tmp_path: Path) -> None:
+    """The same step of the same worker gives the same patches, another step or worker others."""
+    job = toy_job(tmp_path)
+    plan = Plan.read(Path(job.plan))
+    samplers = [
+        PatchSampler(
+            read_cases(Path(job.data), "train"),
+            plan,
+            batch_size=2,
+            foreground_share=0.67,
+            flip_left_right=True,
+            seed=seed,
+        )
+        for seed in (1, 1, 2)
+    ]
+    first = samplers[0].batch(3, 1)
+    samplers[1].batch(99)
+    assert all(torch.equal(a, b) for a, b in zip(first, samplers[1].batch(3, 1), strict=True))
+    for other in (samplers[0].batch(4, 1), samplers[0].batch(3, 0), samplers[2].batch(3, 1)):
+        assert not torch.equal(first[0], other[0])
+
+
+def test_patches_of_small_cases_are_padded_to_size(tmp_path: Path) -> None:
+    """A case smaller than the patch still gives patches of the patch's size, padded with background."""
+    job = toy_job(tmp_path)
+    plan = Plan.read(Path(job.plan))
+    data = Path(job.data)
+    for path in data.glob("*.image.npy"):
+        np.save(path, np.load(path)[:, :10, :, :12])
+    for path in data.glob("*.label.npy"):
+        np.save(path, np.load(path)[:10, :, :12])
+    sampler = PatchSampler(
+        read_cases(data, "train"), plan, batch_size=3, foreground_share=0.5, flip_left_right=True, seed=0
+    )
+    image, label = sampler.batch(0)
+    assert image.shape == (3, 1, 16, 16, 16)
+    assert label.shape == (3, 16, 16, 16)
+    assert label.max() <= 2
+
+
+def test_every_structure_is_met_as_often(tmp_path: Path) -> None:
+    """With all patches centred on structures, a rare structure is in as many patches as a common one."""
+    job = toy_job(tmp_path)
+    plan = Plan.read(Path(job.plan))
+    data = Path(job.data)
+    for path in data.glob("*.label.npy"):
+        label = np.load(path)
+        rare = np.argwhere(label == 2)
+        label[label == 2] = 0
+        label[tuple(rare[len(rare) // 2])] = 2  # one voxel is left of structure 2
+        np.save(path, label)
+    sampler = PatchSampler(
+        read_cases(data, "train"), plan, batch_size=1, foreground_share=1.0, flip_left_right=False, seed=0
+    )
+    with_rare = sum(bool((sampler.batch(step)[1] == 2).any()) for step in range(40))
+    assert with_rare >= 15
+
+
+def test_the_learning_rate_rises_then_falls_to_nearly_nothing() -> None:
+    """The schedule is one cycle with its peak after 5% of the steps."""
+    rates = [learning_rate(step, 200, 0.01) for step in range(200)]
+    assert max(rates) == pytest.approx(0.01)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[0] < 0.002
+    assert rates[-1] < 1e-4
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_the_digest_of_a_job_changes_with_all_that_decides_its_outcome(tmp_path: Path) -> None:
+    """Knobs, seed and data change the digest, the MLflow run doesn't: a run is only continued by its equal."""
+    job = toy_job(tmp_path)
+    same = toy_job(tmp_path, tracking={"uri": "sqlite:///x", "run_id": "1"})
+    assert job.digest() == same.digest()
+    others = {
+        job.digest(),
+        toy_job(tmp_path, seed=8).digest(),
+        toy_job(tmp_path, training=TRAINING | {"learning_rate": 0.02}).digest(),
+    }
+    image = next(Path(job.data).glob("*.image.npy"))
+    np.save(image, np.load(image) + 1)
+    assert len(others | {job.digest()}) == 4

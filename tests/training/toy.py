@@ -1,0 +1,91 @@
+"""A toy task that trains in seconds: two bright balls of different brightness in noise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.training.job import Job
+
+SIZE = 24
+NETWORK = {
+    "base_channels": 8,
+    "max_channels": 32,
+    "stages": 3,
+    "stem_stride": 1,
+    "norm": "instance",
+    "min_channels": 2,
+    "deep_supervision": 1,
+}
+TRAINING = {
+    "batch_size": 2,
+    "workers": 1,
+    "learning_rate": 0.01,
+    "weight_decay": 0.01,
+    "precision": "f32",
+    "foreground_share": 0.67,
+    "flip_left_right": True,
+    "checkpoint_steps": 5,
+    "validate_steps": 1000,
+}
+DISTILLATION = {"dice_weight": 1.0, "ce_weight": 1.0, "kd_weight": 1.0, "temperature": 2.0}
+
+
+def toy_data(folder: Path) -> tuple[Path, Path]:
+    """Write plan.json and eight prepared cases; returns (plan file, data folder)."""
+    plan = Plan(
+        task="toy",
+        modality="mri",
+        orientation="RAS",
+        spacing_mm=(2.0, 2.0, 2.0),
+        foreground="above_mean",
+        normalisation=Normalisation("zscore"),
+        patch_size=(16, 16, 16),
+        size_divisor=(4, 4, 4),
+        mode="windows",
+        overlap=0.5,
+        structures=(Structure(1, "bright"), Structure(2, "brighter")),
+        label_protocol="toy",
+    )
+    data = folder / "data"
+    data.mkdir(parents=True)
+    plan.write(folder / "plan.json")
+    random = np.random.default_rng(0)
+    axes = np.stack(np.meshgrid(*[np.arange(SIZE)] * 3, indexing="ij"))
+    index = []
+    for number in range(8):
+        label = np.zeros((SIZE,) * 3, np.uint8)
+        for channel in (1, 2):
+            centre = random.uniform(7, SIZE - 7, 3)
+            label[((axes - centre[:, None, None, None]) ** 2).sum(0) < random.uniform(4, 6) ** 2] = channel
+        image = label * 1.5 + random.normal(0, 0.3, label.shape)
+        case = f"toy-{number}"
+        np.save(data / f"{case}.image.npy", image[None].astype(np.float16))
+        np.save(data / f"{case}.label.npy", label)
+        split = "train" if number < 6 else "val"
+        index.append({"case": case, "site": "toy", "subject": case, "split": split, "shape": [SIZE] * 3})
+    (data / "index.json").write_text(json.dumps(index))
+    return folder / "plan.json", data
+
+
+def toy_job(folder: Path, **changes: Any) -> Job:
+    """A job on the toy data in ``folder`` (made if it isn't there)."""
+    plan, data = folder / "plan.json", folder / "data"
+    if not plan.exists():
+        toy_data(folder)
+    body: dict[str, Any] = {
+        "name": "teacher",
+        "role": "teacher",
+        "width": 1.0,
+        "steps": 20,
+        "seed": 7,
+        "plan": str(plan),
+        "data": str(data),
+        "teacher": None,
+        "network": NETWORK,
+        "training": TRAINING,
+        "distillation": DISTILLATION,
+    }
+    return Job(**(body | changes))
