@@ -16,6 +16,7 @@ from segdistill.evaluation.members import read_family, read_test_set
 from segdistill.evaluation.report import places
 from segdistill.evaluation.score import DECIMALS, make_scorecard, write_table
 from segdistill.evaluation.summary import family_table
+from segdistill.evaluation.timing import measure_memory
 from segdistill.files import SegdistillError
 from segdistill.volume import write_label_map, write_volume
 from tests.onnx_models import ball_scan, threshold_bundle
@@ -144,6 +145,14 @@ def test_timings_cover_every_step_of_every_model(reports):
     for _, rows in timings.groupby("model"):
         assert list(rows["step"]) == steps * 2
         assert set(rows["site"]) == {"near", "far"}
+
+
+def test_memory_is_the_fresh_process_own(inputs):
+    """A process that measures with a lot of memory in use measures no more than one with little."""
+    ballast = np.ones(80_000_000)  # 640 MB
+    test_set = read_test_set(inputs / "sites")
+    memory = measure_memory(read_family(inputs / "bundles")[:1], test_set.cases[:1])
+    assert 30 < memory["peak_rss_mb"].iloc[0] < ballast.nbytes / 1e6 < 700
 
 
 def test_metrics_and_comparisons_say_the_same(reports, table):
