@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +73,24 @@ def test_an_unfinished_training_is_not_taken_for_a_finished_one(tmp_path: Path) 
 
 
 def test_a_control_is_its_student_without_the_teacher(tmp_path: Path) -> None:
-    """With the distillation weight at 0 a student trains exactly as its control does; else it doesn't."""
+    """Only with the distillation weight at 0 does a student train exactly as its control."""
     teacher_job = toy_job(tmp_path)
     teacher, _ = run_here(teacher_job, tmp_path / "runs")
     plan = Plan.read(Path(teacher_job.plan))
-    write_model(tmp_path / "teacher", teacher, plan, name="teacher", role="teacher", width=1.0, training={})
+    write_model(
+        tmp_path / "teacher", teacher, plan, name="teacher", role="teacher", width=1.0, training={}
+    )
     common = {"width": 0.5, "steps": 10}
     plain = {"dice_weight": 1.0, "ce_weight": 1.0}
     taught = {"role": "student", "name": "student", "teacher": str(tmp_path / "teacher")}
     control, _ = run_here(
-        toy_job(tmp_path, role="control", name="control", distillation=plain, **common), tmp_path / "runs"
+        toy_job(tmp_path, role="control", name="control", distillation=plain, **common),
+        tmp_path / "runs",
     )
     mute, _ = run_here(
-        toy_job(tmp_path, distillation=plain | {"kd_weight": 0.0, "temperature": 2.0}, **taught, **common),
+        toy_job(
+            tmp_path, distillation=plain | {"kd_weight": 0.0, "temperature": 2.0}, **taught, **common
+        ),
         tmp_path / "runs",
     )
     student, _ = run_here(toy_job(tmp_path, **taught, **common), tmp_path / "runs")
@@ -154,7 +160,12 @@ def test_every_structure_is_met_as_often(tmp_path: Path) -> None:
         label[tuple(rare[len(rare) // 2])] = 2  # one voxel is left of structure 2
         np.save(path, label)
     sampler = PatchSampler(
-        read_cases(data, "train"), plan, batch_size=1, foreground_share=1.0, flip_left_right=False, seed=0
+        read_cases(data, "train"),
+        plan,
+        batch_size=1,
+        foreground_share=1.0,
+        flip_left_right=False,
+        seed=0,
     )
     with_rare = sum(bool((sampler.batch(step)[1] == 2).any()) for step in range(40))
     assert with_rare >= 15
@@ -167,11 +178,11 @@ def test_the_learning_rate_rises_then_falls_to_nearly_nothing() -> None:
     assert rates.index(max(rates)) in (9, 10)
     assert rates[0] < 0.002
     assert rates[-1] < 1e-4
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_the_digest_of_a_job_changes_with_all_that_decides_its_outcome(tmp_path: Path) -> None:
-    """Knobs, seed and data change the digest, the MLflow run doesn't: a run is only continued by its equal."""
+    """Knobs, seed and data change the digest of a job, the MLflow run that follows along doesn't."""
     job = toy_job(tmp_path)
     same = toy_job(tmp_path, tracking={"uri": "sqlite:///x", "run_id": "1"})
     assert job.digest() == same.digest()

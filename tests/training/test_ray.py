@@ -23,7 +23,11 @@ class _Run:
     """A job on Ray in a process of its own, with two workers."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.job, self.runs, self.out = folder / "job.json", folder / f"runs-{name}", folder / f"{name}.json"
+        self.job, self.runs, self.out = (
+            folder / "job.json",
+            folder / f"runs-{name}",
+            folder / f"{name}.json",
+        )
         job = toy_job(folder, steps=STEPS, training=TRAINING | {"workers": 2, "checkpoint_steps": 5})
         self.job.write_text(json.dumps(job.to_json()))
         self.process: subprocess.Popen[bytes] | None = None
@@ -82,7 +86,7 @@ def test_two_workers_train_one_network(straight: tuple[Path, dict[str, Any]]) ->
 
 
 def test_a_killed_worker_costs_nothing_but_time(straight: tuple[Path, dict[str, Any]]) -> None:
-    """After kill -9 of a worker the run goes on from its checkpoint and ends with the very same weights."""
+    """After kill -9 of a worker the run goes on from its checkpoint to the very same weights."""
     folder, expected = straight
     run = _Run(folder, "killed").start()
     run.wait_for_a_checkpoint()
@@ -93,7 +97,7 @@ def test_a_killed_worker_costs_nothing_but_time(straight: tuple[Path, dict[str, 
 
 
 def test_a_killed_run_is_continued_by_the_next(straight: tuple[Path, dict[str, Any]]) -> None:
-    """After the whole run is killed, the same command goes on from its checkpoint to the same weights."""
+    """After the whole run is killed, the same command goes on to the very same weights."""
     folder, expected = straight
     run = _Run(folder, "stopped").start()
     run.wait_for_a_checkpoint()

@@ -30,6 +30,9 @@ class _GlooSession:
     def latest(self) -> Path | None:
         return None
 
+    def say(self, line: str) -> None:
+        assert line
+
     def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
         assert isinstance(self._network, UNet)
         torch.save(own_tensors(self._network), self._out / f"{self.rank}.pt")

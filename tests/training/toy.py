@@ -59,7 +59,9 @@ def toy_data(folder: Path) -> tuple[Path, Path]:
         label = np.zeros((SIZE,) * 3, np.uint8)
         for channel in (1, 2):
             centre = random.uniform(7, SIZE - 7, 3)
-            label[((axes - centre[:, None, None, None]) ** 2).sum(0) < random.uniform(4, 6) ** 2] = channel
+            label[((axes - centre[:, None, None, None]) ** 2).sum(0) < random.uniform(4, 6) ** 2] = (
+                channel
+            )
         image = label * 1.5 + random.normal(0, 0.3, label.shape)
         case = f"toy-{number}"
         np.save(data / f"{case}.image.npy", image[None].astype(np.float16))

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,7 @@ def _ray() -> "Iterator[None]":
     common: dict[str, Any] = {
         "runtime_env": {"env_vars": environment},
         "logging_level": logging.WARNING,
-        "log_to_driver": True,
+        "log_to_driver": False,  # without its dashboard, Ray's own actors warn about it without end
     }
     if address:
         ray.init(address=address, **common)
@@ -138,9 +139,11 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
             f"{resources.get('CPU', 0):g} CPUs. Lower it."
         )
     threads = max(1, int(resources["CPU"]) // workers)
+    progress = runs / name / "progress.log"
+    progress.parent.mkdir(exist_ok=True)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job.to_json(), "threads": threads},
+        train_loop_config={"job": job.to_json(), "threads": threads, "progress": str(progress)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -157,7 +160,8 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
         ),
     )
     try:
-        result = trainer.fit()
+        with _shown(progress):
+            result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise SegdistillError(f"{job.name}: the training failed for good: {error}") from error
     if result.checkpoint is None:
@@ -167,17 +171,42 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
     return Path(result.checkpoint.path)
 
 
+@contextmanager
+def _shown(progress: Path) -> "Iterator[None]":
+    """Print what the workers add to their progress file, wherever they run, as they add it."""
+    over = threading.Event()
+
+    def follow() -> None:
+        progress.touch()
+        with progress.open() as stream:
+            stream.seek(0, os.SEEK_END)
+            while True:
+                ending = over.wait(0.5)
+                for line in stream:
+                    print(line, end="", flush=True)  # noqa: T201 - a person watches it
+                if ending:
+                    return
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
+
+
 def _worker(config: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(config["threads"])
-    train(Job(**config["job"]), _RaySession())
+    train(Job(**config["job"]), _RaySession(Path(config["progress"])))
 
 
 class _RaySession:
     """One of Ray Train's workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Path) -> None:
         import ray.train
         from ray.train.torch import get_device
 
@@ -185,7 +214,7 @@ class _RaySession:
         self.rank: int = context.get_world_rank()
         self.workers: int = context.get_world_size()
         self.device: torch.device = get_device()
-        self._restored: Path | None = None
+        self._progress = progress
 
     def wrap(self, network: "nn.Module") -> "nn.Module":
         from ray.train.torch import prepare_model
@@ -197,6 +226,10 @@ class _RaySession:
 
         checkpoint = ray.train.get_checkpoint()
         return Path(checkpoint.to_directory()) if checkpoint else None
+
+    def say(self, line: str) -> None:
+        with self._progress.open("a") as stream:
+            stream.write(line + "\n")
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
         import ray.train

@@ -68,9 +68,9 @@ def train(job: Job, session: Session) -> None:
     history: list[dict[str, Any]] = []
     if latest := session.latest():
         start, history = checkpoint.restore(latest, network, optimizer)
-    curve = _Curve(job, start, session.rank == 0)
+    curve = _Curve(job, start, session)
     if start and session.rank == 0:
-        print(f"{job.name}: goes on after step {start} of {job.steps}", flush=True)  # noqa: T201
+        session.say(f"{job.name}: goes on after step {start} of {job.steps}")
 
     for step in range(start, job.steps):
         for group in optimizer.param_groups:
@@ -173,8 +173,8 @@ def _teacher(job: Job, plan: Plan, device: torch.device) -> UNet | None:
 class _Curve:
     """Averages over the steps since the last row, and the line of progress."""
 
-    def __init__(self, job: Job, start: int, shown: bool) -> None:
-        self._job, self._shown = job, shown
+    def __init__(self, job: Job, start: int, session: Session) -> None:
+        self._job, self._session = job, session
         self._sums: dict[str, float] = {}
         self._count = 0
         self._start, self._began, self._last_shown = start, time.perf_counter(), -math.inf
@@ -203,13 +203,12 @@ class _Curve:
     def show(self, row: Mapping[str, Any]) -> None:
         now = time.perf_counter()
         done = row["step"] == self._job.steps or row["val_dice"] is not None
-        if not self._shown or (now - self._last_shown < 10 and not done):
+        if self._session.rank or (now - self._last_shown < 10 and not done):
             return
         self._last_shown = now
         left = (now - self._began) / (row["step"] - self._start) * (self._job.steps - row["step"])
         dice = "" if row["val_dice"] is None else f"  val Dice {row['val_dice']:.3f}"
-        print(  # noqa: T201 - progress is what a person watches a training for
+        self._session.say(
             f"{self._job.name}: step {row['step']} of {self._job.steps}  loss {row['loss']:.3f}{dice}  "
-            f"{row['samples_per_second']:.1f} patches/s  about {left / 60:.0f} min left",
-            flush=True,
+            f"{row['samples_per_second']:.1f} patches/s  about {left / 60:.0f} min left"
         )

@@ -24,6 +24,9 @@ class Session(Protocol):
     def latest(self) -> Path | None:
         """Folder of the last checkpoint of this run, if there is one."""
 
+    def say(self, line: str) -> None:
+        """Show a line of progress to whoever started the training."""
+
     def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
         """Hand in a checkpoint folder (only worker 0 fills it); every worker calls this."""
 
@@ -45,6 +48,10 @@ class LocalSession:
     def latest(self) -> Path | None:
         """See :class:`Session`."""
         return self._checkpoint if self._checkpoint.is_dir() else None
+
+    def say(self, line: str) -> None:
+        """See :class:`Session`."""
+        print(line, flush=True)  # noqa: T201 - progress is what a person watches a training for
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
         """See :class:`Session`."""
