@@ -38,6 +38,7 @@ def main() -> None:
         role=args.role,
         width=float(own.get("width", 1.0)),
         steps=own["steps"],
+        learning_rate=own["learning_rate"],
         seed=params["seed"],
         plan=str(args.plan.resolve()),
         data=str(args.data.resolve()),
@@ -60,7 +61,7 @@ def main() -> None:
             for part in ("network", "training", "distillation")
             for key, value in record[part].items()
         }
-        | {"width": job.width, "steps": job.steps, "seed": job.seed},
+        | {"width": job.width, "steps": job.steps, "learning_rate": job.learning_rate, "seed": job.seed},
         tags={"task": params["task"], "role": job.role},
         key=job.digest(),
     )

@@ -189,7 +189,7 @@ def test_the_digest_of_a_job_changes_with_all_that_decides_its_outcome(tmp_path:
     others = {
         job.digest(),
         toy_job(tmp_path, seed=8).digest(),
-        toy_job(tmp_path, training=TRAINING | {"learning_rate": 0.02}).digest(),
+        toy_job(tmp_path, training=TRAINING | {"weight_decay": 0.02}).digest(),
     }
     image = next(Path(job.data).glob("*.image.npy"))
     np.save(image, np.load(image) + 1)

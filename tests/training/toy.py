@@ -22,7 +22,6 @@ NETWORK = {
 TRAINING = {
     "batch_size": 2,
     "workers": 1,
-    "learning_rate": 0.01,
     "weight_decay": 0.01,
     "precision": "f32",
     "foreground_share": 0.67,
@@ -82,6 +81,7 @@ def toy_job(folder: Path, **changes: Any) -> Job:
         "role": "teacher",
         "width": 1.0,
         "steps": 20,
+        "learning_rate": 0.01,
         "seed": 7,
         "plan": str(plan),
         "data": str(data),

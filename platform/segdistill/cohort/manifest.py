@@ -83,13 +83,14 @@ class Site:
             site = cls(**body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SegdistillError(
-                f"{path}: not a site manifest ({error}). Import the site again with 'segdistill site add'."
+                f"{path}: not a site manifest ({error}). "
+                "Import the site again with 'segdistill site add'."
             ) from error
         site.check(path)
         return site
 
     def check(self, path: Path) -> None:
-        """Raise SegdistillError if names repeat, a subject is in two splits, or a split is unknown."""
+        """Raise SegdistillError if names repeat, or a split is unknown or not by subject."""
         seen: set[str] = set()
         split_of: dict[str, str] = {}
         for case in self.cases:
@@ -98,7 +99,8 @@ class Site:
             seen.add(case.case)
             if case.split not in get_args(Split):
                 raise SegdistillError(
-                    f"{path}: case {case.case} has split {case.split!r}; use {', '.join(get_args(Split))}."
+                    f"{path}: case {case.case} has split {case.split!r}; "
+                    f"use {', '.join(get_args(Split))}."
                 )
             if split_of.setdefault(case.subject, case.split) != case.split:
                 raise SegdistillError(

@@ -186,7 +186,9 @@ class Template:
         flux = -float((push * inward).sum()) * mm**3
         push *= 3.0 * float(inside.sum()) * mm**3 / max(flux, 1.0)
         nodes = self.lattice / step
-        return np.stack([ndimage.map_coordinates(p, nodes, order=1, mode="nearest") for p in push])
+        return np.stack(
+            [np.asarray(ndimage.map_coordinates(p, nodes, order=1, mode="nearest")) for p in push]
+        )
 
     @cached_property
     def depth_limit(self) -> float:
@@ -445,7 +447,7 @@ def simulate_site(
     """
     template = Template(anatomy)
     names: tuple[Split, ...] = get_args(Split)
-    splits = [split for split, n in zip(names, site.split, strict=True) for _ in range(n)]
+    splits: list[Split] = [split for split, n in zip(names, site.split, strict=True) for _ in range(n)]
     cases = []
     with atomic_folder(out) as folder:
         (folder / "images").mkdir()

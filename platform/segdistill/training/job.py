@@ -22,6 +22,7 @@ class Job:
         role: ``teacher``, ``student`` or ``control``.
         width: channel multiplier.
         steps: optimiser steps.
+        learning_rate: peak of the schedule.
         seed: start of all randomness.
         plan: path of plan.json.
         data: folder of prepared cases.
@@ -36,6 +37,7 @@ class Job:
     role: Role
     width: float
     steps: int
+    learning_rate: float
     seed: int
     plan: str
     data: str

@@ -45,7 +45,7 @@ def train(job: Job, session: Session) -> None:
     wrapped = session.wrap(network)
     teacher = _teacher(job, plan, session.device)
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=knobs["learning_rate"], weight_decay=knobs["weight_decay"]
+        network.parameters(), lr=job.learning_rate, weight_decay=knobs["weight_decay"]
     )
     sampler = PatchSampler(
         read_cases(Path(job.data), "train"),
@@ -62,6 +62,7 @@ def train(job: Job, session: Session) -> None:
         kd=job.distillation.get("kd_weight", 0.0),
         temperature=job.distillation.get("temperature", 1.0),
     )
+    alone = round(job.distillation.get("warm_up", 0.0) * job.steps)
     half = knobs["precision"] == "bf16" and has_bf16(session.device)
     tracker = Tracker(job.tracking if session.rank == 0 else {})
     start = 0
@@ -74,7 +75,7 @@ def train(job: Job, session: Session) -> None:
 
     for step in range(start, job.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, job.steps, knobs["learning_rate"])
+            group["lr"] = learning_rate(step, job.steps, job.learning_rate)
         began = time.perf_counter()
         image, label = sampler.batch(step, session.rank)
         image, label = image.to(session.device), label.to(session.device)
@@ -82,7 +83,7 @@ def train(job: Job, session: Session) -> None:
         wrapped.train()
         with torch.autocast(session.device.type, torch.bfloat16, enabled=half):
             teacher_levels = None
-            if teacher is not None:
+            if teacher is not None and step >= alone:
                 with torch.no_grad():
                     teacher_levels = teacher.levels(image)
             taught = time.perf_counter()
@@ -90,7 +91,7 @@ def train(job: Job, session: Session) -> None:
         losses = total_loss(levels, label, weights, teacher_levels)
         if not math.isfinite(losses["loss"].item()):
             raise SegdistillError(
-                f"{job.name}: the loss is no number at step {step}. Lower training.learning_rate, "
+                f"{job.name}: the loss is no number at step {step}. Lower its learning_rate, "
                 "or use precision f32."
             )
         optimizer.zero_grad(set_to_none=True)
