@@ -16,6 +16,16 @@ class SegdistillError(Exception):
     """Something the user can mend; the message names the file, what is wrong and what to do."""
 
 
+class DiskFullError(SegdistillError):
+    """No space was left; what was being written is gone, what was there before is as it was."""
+
+    def __init__(self, target: Path) -> None:
+        super().__init__(
+            f"{target}: the disk is full, nothing was written. "
+            f"Free some space under {target.parent} and run the same command again."
+        )
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary file name beside ``target``; rename it to ``target`` only on success.
@@ -24,7 +34,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     On any failure the temporary file is removed and an older ``target`` stays as it was.
 
     Raises:
-        SegdistillError: the disk is full.
+        DiskFullError: the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(target.suffixes[-2:])
@@ -45,7 +55,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a new temporary folder beside ``target``; swap it in for ``target`` only on success.
 
     Raises:
-        SegdistillError: the disk is full.
+        DiskFullError: the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
@@ -68,12 +78,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def _disk_full_named(target: Path) -> Iterator[None]:
     try:
         yield
+    except DiskFullError as error:
+        # A file inside an atomic folder: name the folder, whose name outlives the failure.
+        raise DiskFullError(target) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SegdistillError(
-                f"{target}: the disk is full, nothing was written. "
-                f"Free some space under {target.parent} and run the same command again."
-            ) from error
+            raise DiskFullError(target) from error
         raise
 
 

@@ -1,5 +1,7 @@
 """Real Ray runs. They share what they can: each start of Ray costs about half a minute on two cores."""
 
+import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -30,6 +32,7 @@ class _Run:
         )
         job = toy_job(folder, steps=STEPS, training=TRAINING | {"workers": 2, "checkpoint_steps": 5})
         self.job.write_text(json.dumps(job.to_json()))
+        self.peers: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "_Run":
@@ -61,9 +64,21 @@ class _Run:
 
     def result(self) -> dict[str, Any]:
         assert self.process is not None
-        assert self.process.wait(LIMIT_S) == 0, self.log()
+        end = time.monotonic() + LIMIT_S
+        while self.process.poll() is None and time.monotonic() < end:
+            self.note_connections()
+            time.sleep(0.2)
+        assert self.process.wait(1) == 0, self.log()
         found: dict[str, Any] = json.loads(self.out.read_text())
         return found
+
+    def note_connections(self) -> None:
+        """Remember where the run and all that it started are connected to."""
+        assert self.process is not None
+        with contextlib.suppress(psutil.Error):
+            for one in [root := psutil.Process(self.process.pid), *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    self.peers |= {c.raddr.ip for c in one.net_connections("inet") if c.raddr}
 
     def log(self) -> str:
         return self.out.with_suffix(".log").read_text()[-3000:]
@@ -73,7 +88,9 @@ class _Run:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run of two workers that nothing disturbs, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("ray")
-    return folder, _Run(folder, "straight").start().result()
+    run = _Run(folder, "straight").start()
+    result = run.result()
+    return folder, result | {"peers": run.peers}
 
 
 def test_two_workers_train_one_network(straight: tuple[Path, dict[str, Any]]) -> None:
@@ -83,6 +100,13 @@ def test_two_workers_train_one_network(straight: tuple[Path, dict[str, Any]]) ->
     assert history[-1]["step"] == STEPS
     assert history[-1]["loss"] < history[0]["loss"]
     assert not list((folder / "runs-straight").iterdir())
+
+
+def test_a_training_talks_to_this_machine_alone(straight: tuple[Path, dict[str, Any]]) -> None:
+    """Driver, Ray and workers hold connections while they train, every one to the loopback address."""
+    peers = straight[1]["peers"]
+    assert peers
+    assert all(ipaddress.ip_address(peer).is_loopback for peer in peers), peers
 
 
 def test_a_killed_worker_costs_nothing_but_time(straight: tuple[Path, dict[str, Any]]) -> None:
