@@ -70,7 +70,8 @@ def test_a_full_disk_is_named_with_the_output_it_hit(tmp_path: Path, number: int
     target = tmp_path / "output"
     with (
         pytest.raises(DiskFullError, match=f"^{target}: the disk is full") as caught,
-        atomic_folder(target) as out,atomic_path(out / "inner.npy") as partial
+        atomic_folder(target) as out,
+        atomic_path(out / "inner.npy") as partial,
     ):
         partial.write_bytes(b"some")
         raise OSError(number, "no space")
