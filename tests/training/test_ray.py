@@ -49,8 +49,11 @@ class _Run:
 
     def reached(self) -> int:
         """The last step of which a checkpoint is on the disk."""
-        found = self.runs.glob("*/checkpoint_*/progress.json")
-        return max((json.loads(path.read_text())["step"] for path in found), default=0)
+        steps = [0]
+        for path in self.runs.glob("*/checkpoint_*/progress.json"):
+            with contextlib.suppress(OSError, ValueError):  # removed or copied right now
+                steps.append(json.loads(path.read_text())["step"])
+        return max(steps)
 
     def wait_for_step(self, step: int) -> None:
         end = time.monotonic() + LIMIT_S
