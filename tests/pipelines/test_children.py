@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -57,6 +58,15 @@ def test_nothing_outlives_its_block(tmp_path: Path) -> None:
     assert all(_gone(number) for number in numbers)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores interrupts, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_program_gets_time_to_end_by_itself(tmp_path: Path) -> None:
     """At the end of the block a program is interrupted first, and may tidy up."""
     code = (
