@@ -114,6 +114,7 @@ def test_wrong_options_are_told_in_plain_words(tmp_path: Path, words: list[str])
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_an_import_that_is_stopped_leaves_nothing(tmp_path: Path, end: signal.Signals) -> None:
     """A polite end in the middle of an import removes what was written so far."""
@@ -126,9 +127,12 @@ def test_an_import_that_is_stopped_leaves_nothing(tmp_path: Path, end: signal.Si
         give_up = time.monotonic() + 30
         while not list(sites.glob(".partial-*")) and time.monotonic() < give_up:
             time.sleep(0.02)
-        assert list(sites.glob(".partial-*"))
-        process.send_signal(end)
-        assert process.wait(timeout=30) not in (0, -signal.SIGKILL)
+        try:
+            assert list(sites.glob(".partial-*"))
+            process.send_signal(end)
+            assert process.wait(timeout=30) not in (0, -signal.SIGKILL)
+        finally:
+            process.kill()
     assert list(sites.iterdir()) == []
 
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -56,14 +55,6 @@ def test_nothing_outlives_its_block(tmp_path: Path) -> None:
         assert all(psutil.pid_exists(number) for number in numbers)
     assert len(numbers) == 2
     assert all(_gone(number) for number in numbers)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """What a shell starts in the background ignores interrupts, and so would all that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
