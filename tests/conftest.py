@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Programs that the test starts take SIGINT, also where the shell has it ignored (``make test &``)."""
+    """Programs that the test starts take SIGINT, also where the shell ignores it (``make test &``)."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
