@@ -114,6 +114,17 @@ def test_wrong_options_are_told_in_plain_words(tmp_path: Path, words: list[str])
     assert done.stderr.count("\n") == 1
 
 
+def _open_once_read(pipe: Path) -> int:
+    """Open a pipe for writing as soon as somebody has it open for reading; the reader then waits."""
+    give_up = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert time.monotonic() < give_up, "nobody reads the scan"
+            time.sleep(0.02)
+
+
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_an_import_that_is_stopped_leaves_nothing(tmp_path: Path, end: signal.Signals) -> None:
@@ -124,13 +135,12 @@ def test_an_import_that_is_stopped_leaves_nothing(tmp_path: Path, end: signal.Si
     sites = tmp_path / "data/sites/brain_mri"
     words = ("site", "add", "ward", "--from", "data-in")
     with subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stderr=subprocess.PIPE) as process:
-        give_up = time.monotonic() + 30
-        while not list(sites.glob(".partial-*")) and time.monotonic() < give_up:
-            time.sleep(0.02)
         try:
+            writer = _open_once_read(anat / "sub-1_T1w.nii")
             assert list(sites.glob(".partial-*"))
             process.send_signal(end)
             assert process.wait(timeout=30) not in (0, -signal.SIGKILL)
+            os.close(writer)
         finally:
             process.kill()
     assert list(sites.iterdir()) == []
