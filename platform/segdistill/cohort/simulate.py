@@ -8,6 +8,7 @@ integers at the end, so a subject is the same bytes on every machine and whateve
 
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from scipy import ndimage, special
 from segdistill.cohort.anatomy import Anatomy
 from segdistill.cohort.manifest import Case, Site, Split
 from segdistill.files import SegdistillError, atomic_folder
+from segdistill.runtime.cpus import usable_cpus
 from segdistill.volume import write_volume
 
 Array = NDArray[np.float64]
@@ -448,31 +450,39 @@ def simulate_site(
     template = Template(anatomy)
     names: tuple[Split, ...] = get_args(Split)
     splits: list[Split] = [split for split, n in zip(names, site.split, strict=True) for _ in range(n)]
-    cases = []
+
+    def person(index: int, folder: Path) -> Case:
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), index])
+        subject = draw_subject(template, cohort, rng)
+        grid = scan_grid(template, subject, site, rng)
+        image, labels = scan(template, subject, grid, site, rng)
+        case = f"{name}-{index:03d}"
+        for kind, array in (("images", image), ("labels", labels)):
+            _write(folder / kind / f"{case}.nii", array, grid, site.orientation)
+        return Case(
+            case=case,
+            subject=case,
+            image=f"images/{case}.nii",
+            label=f"labels/{case}.nii",
+            split=splits[index - 1],
+            scanner={"simulated": True, "voxel_mm": list(site.voxel_mm), "skull": site.skull}
+            | {"orientation": site.orientation},
+        )
+
     with atomic_folder(out) as folder:
         (folder / "images").mkdir()
         (folder / "labels").mkdir()
-        for index, split in enumerate(splits, start=1):
-            rng = np.random.default_rng([seed, zlib.crc32(name.encode()), index])
-            subject = draw_subject(template, cohort, rng)
-            grid = scan_grid(template, subject, site, rng)
-            image, labels = scan(template, subject, grid, site, rng)
-            case = f"{name}-{index:03d}"
-            for kind, array in (("images", image), ("labels", labels)):
-                _write(folder / kind / f"{case}.nii", array, grid, site.orientation)
-            cases.append(
-                Case(
-                    case=case,
-                    subject=case,
-                    image=f"images/{case}.nii",
-                    label=f"labels/{case}.nii",
-                    split=split,
-                    scanner={"simulated": True, "voxel_mm": list(site.voxel_mm), "skull": site.skull}
-                    | {"orientation": site.orientation},
-                )
-            )
-            if progress:
-                progress(index, len(splits))
+        cases = []
+        with ThreadPoolExecutor(usable_cpus()) as pool:  # the heavy steps let go of the GIL
+            waiting = [pool.submit(person, index, folder) for index in range(1, len(splits) + 1)]
+            try:
+                for done, future in enumerate(waiting, start=1):
+                    cases.append(future.result())
+                    if progress:
+                        progress(done, len(splits))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         made = Site(
             site=name,
             task=task,

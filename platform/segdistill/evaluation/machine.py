@@ -1,18 +1,19 @@
 """The machine that figures were measured on, without naming the host."""
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 
+from segdistill.runtime.cpus import usable_cpus
+
 
 def describe_machine() -> dict[str, str | int | float]:
     """Processor, usable cores, memory in GiB and versions of what runs the networks."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cpus(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

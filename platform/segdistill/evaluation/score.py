@@ -1,7 +1,6 @@
 """The scorecard: every bundle on every test case, through the pipeline that serves it."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pandas as pd
 from segdistill.evaluation.members import Member, TestCase, TestSet
 from segdistill.files import SegdistillError, atomic_path
 from segdistill.runtime.bundle import Bundle
+from segdistill.runtime.cpus import usable_cpus
 from segdistill.runtime.segment import Segmentator
 from segdistill.volume import read_label_map, read_volume, same_grid
 
@@ -130,7 +130,7 @@ def make_scorecard(
     Returns:
         One row per model, case and structure with the columns of :data:`COLUMNS`, in that order.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), len(test_set.cases))
+    workers = min(workers or usable_cpus(), len(test_set.cases))
     structures = dict(test_set.structures)
     rows: list[Row] = []
     if workers <= 1:

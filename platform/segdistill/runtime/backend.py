@@ -1,7 +1,5 @@
 """What runs the network: one interface, and ONNX Runtime on the CPU behind it."""
 
-import math
-import os
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +8,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
+from segdistill.runtime.cpus import usable_cpus
 
 INPUT = "scan"
 OUTPUT = "logits"
@@ -65,24 +64,3 @@ class OnnxBackend:
         """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z)."""
         logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: x})[0]
         return logits
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use: its affinity, or less where a control group limits it."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(count, _quota(Path("/sys/fs/cgroup")))))
-
-
-def _quota(cgroup: Path) -> float:
-    """CPUs that the control group grants (version 2, then 1); infinity where it doesn't limit."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return float("inf") if quota == "max" else float(quota) / float(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
-        period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
-        return float(quota) / float(period) if float(quota) > 0 else float("inf")
-    except (OSError, ValueError):
-        return float("inf")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdistill.files import SegdistillError
+from segdistill.runtime.cpus import usable_cpus
 from segdistill.training.job import Job
 from segdistill.training.loop import finished, train
 from segdistill.training.session import LocalSession
@@ -115,7 +116,7 @@ def _ray() -> "Iterator[None]":
             _node_ip_address="127.0.0.1",
             include_dashboard=False,
             _temp_dir=folder,
-            num_cpus=_cpus(),
+            num_cpus=usable_cpus(),
             **common,
         )
         yield
@@ -236,7 +237,3 @@ class _RaySession:
 
         handed = ray.train.Checkpoint.from_directory(str(checkpoint)) if self.rank == 0 else None
         ray.train.report(dict(metrics), checkpoint=handed)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -19,6 +19,7 @@ from segdistill.network.unet import UNet
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.windows import predict
 from segdistill.training import checkpoint
+from segdistill.training.inherit import inherit
 from segdistill.training.job import Job
 from segdistill.training.losses import LossWeights, total_loss
 from segdistill.training.patches import PatchSampler, TrainingCase, read_cases
@@ -27,6 +28,7 @@ from segdistill.training.tracking import Tracker
 
 LOG_STEPS = 25  # steps that one row of the learning curve averages
 _WARM_UP = 0.05  # share of the steps in which the learning rate rises
+_INHERIT_BATCHES = 12  # of patches, from which a student's start is worked out
 _CLIP = 12.0  # largest norm of the gradient, as nnU-Net
 
 
@@ -41,12 +43,8 @@ def train(job: Job, session: Session) -> None:
     plan = Plan.read(Path(job.plan))
     knobs = job.training
     torch.manual_seed(job.seed)
-    network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out))
-    wrapped = session.wrap(network)
+    network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out)).to(session.device)
     teacher = _teacher(job, plan, session.device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=job.learning_rate, weight_decay=knobs["weight_decay"]
-    )
     sampler = PatchSampler(
         read_cases(Path(job.data), "train"),
         plan,
@@ -54,6 +52,13 @@ def train(job: Job, session: Session) -> None:
         foreground_share=knobs["foreground_share"],
         flip_left_right=knobs["flip_left_right"],
         seed=job.seed,
+    )
+    latest = session.latest()
+    if teacher is not None and job.distillation["inherit"] and latest is None:
+        _inherit(network, teacher, sampler, session)
+    wrapped = session.wrap(network)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=job.learning_rate, weight_decay=knobs["weight_decay"]
     )
     val_cases = read_cases(Path(job.data), "val")
     weights = LossWeights(
@@ -67,7 +72,7 @@ def train(job: Job, session: Session) -> None:
     tracker = Tracker(job.tracking if session.rank == 0 else {})
     start = 0
     history: list[dict[str, Any]] = []
-    if latest := session.latest():
+    if latest is not None:
         start, history = checkpoint.restore(latest, network, optimizer)
     curve = _Curve(job, start, session)
     if start and session.rank == 0:
@@ -118,6 +123,19 @@ def train(job: Job, session: Session) -> None:
                 session.report(
                     {"step": done, "loss": history[-1]["loss"] if history else None}, Path(name)
                 )
+
+
+def _inherit(network: UNet, teacher: UNet, sampler: PatchSampler, session: Session) -> None:
+    # Patches that no worker trains on, the same ones for all.
+    batches = (sampler.batch(step, session.workers)[0] for step in range(_INHERIT_BATCHES))
+    explained = inherit(network, teacher, [image.to(session.device) for image in batches])
+    worst = min(explained, key=lambda name: explained[name])
+    if session.rank == 0:
+        mean = sum(explained.values()) / len(explained)
+        session.say(
+            f"starts from the teacher's features: {mean:.0%} of their variance kept, "
+            f"least in {worst} ({explained[worst]:.0%})"
+        )
 
 
 def finished(folder: Path, job: Job) -> tuple[UNet, list[dict[str, Any]]]:

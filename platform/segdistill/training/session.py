@@ -19,7 +19,7 @@ class Session(Protocol):
     device: torch.device
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Move the network to the device and, with several workers, synchronise its gradients."""
+        """With several workers, the network with its gradients synchronised; else the network."""
 
     def latest(self) -> Path | None:
         """Folder of the last checkpoint of this run, if there is one."""
@@ -43,7 +43,7 @@ class LocalSession:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """See :class:`Session`."""
-        return network.to(self.device)
+        return network
 
     def latest(self) -> Path | None:
         """See :class:`Session`."""
