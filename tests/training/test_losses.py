@@ -39,6 +39,24 @@ def test_dice_ce_is_monais(seed: int, classes: int) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), dice=st.floats(0, 2), ce=st.floats(0, 2))
+def test_the_derivative_of_dice_ce_is_its_derivative(seed: int, dice: float, ce: float) -> None:
+    """What is sent back is the slope of the loss, whatever the weights, and scales with what follows."""
+    label = _label(seed, size=3)
+    logits = _logits(seed, size=3)
+
+    def loss(shift: float, direction: torch.Tensor) -> float:
+        return float(dice_ce(logits + shift * direction, label, dice, ce))
+
+    direction = _logits(seed + 1, size=3)
+    leaf = logits.clone().requires_grad_()
+    (3 * dice_ce(leaf, label, dice, ce)).backward()
+    assert leaf.grad is not None
+    slope = (loss(0.02, direction) - loss(-0.02, direction)) / 0.04
+    assert (leaf.grad * direction).sum().item() / 3 == pytest.approx(slope, rel=0.02, abs=1e-3)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), temperature=st.floats(0.5, 8))
 def test_distillation_is_summed_over_classes_and_averaged_over_voxels(

@@ -29,8 +29,8 @@ def dice_ce(logits: Tensor, label: Tensor, dice_weight: float = 1.0, ce_weight: 
     """Soft Dice loss (over the batch, mean of the structures) plus cross-entropy.
 
     nnU-Net's pair of losses (Isensee et al. 2021). It gives the value and the gradient of MONAI's
-    ``DiceCELoss(softmax=True, to_onehot_y=True, batch=True, include_background=False)`` in a third of the
-    passes over the logits, which on a CPU are most of a small student's step.
+    ``DiceCELoss(softmax=True, to_onehot_y=True, batch=True, include_background=False)`` in a third of
+    the passes over the logits, which on a CPU are most of a small student's step.
 
     Args:
         logits: (B, K, X, Y, Z) float.
@@ -43,13 +43,16 @@ def dice_ce(logits: Tensor, label: Tensor, dice_weight: float = 1.0, ce_weight: 
 
 
 class _DiceCE(torch.autograd.Function):
-    """With p = softmax(logits), y the label and N voxels, and for a class k > 0 of K - 1 structures
+    """The loss and its derivative, from one softmax.
 
-    Dice_k = (2 I_k + e) / (P_k + T_k + e), where I_k sums p_k over the voxels of k, P_k sums p_k over all
-    voxels and T_k counts the voxels of k, the loss is dice_weight * (1 - mean Dice_k) + ce_weight * mean
-    (-log p_y). Its derivative by p_k is a_k, plus b_k where k = y, plus the cross-entropy's; the softmax's
-    own derivative makes of that p_k (a_k + c - s) + [k = y] (b_y p_y - c), with c = ce_weight / N and
-    s = sum_k a_k p_k + b_y p_y.
+    With p = softmax(logits), label y and N voxels, and for each of the structures k > 0
+    Dice_k = (2 I_k + e) / (P_k + T_k + e), where I_k sums p_k over the voxels of k, P_k sums p_k over
+    all voxels and T_k counts the voxels of k, the loss is
+    dice_weight * (1 - mean Dice_k) + ce_weight * mean(-log p_y).
+
+    The Dice term's derivative by p_k is a_k, and b_k more where k = y. With c = ce_weight / N and
+    s = sum_k a_k p_k + b_y p_y, the loss's derivative by a logit is
+    p_k (a_k + c - s) + [k = y] (b_y p_y - c).
     """
 
     @staticmethod
