@@ -31,6 +31,8 @@ def main() -> None:
     champion = resolve(arguments.root, task, alias)
     write_json(arguments.out, asdict(champion))
     print(f"champion: v{champion.version} {champion.name}, {arguments.out}")
+    if champion.objection:
+        print(f"champion: WARNING: it {champion.objection}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,13 @@ Row = Mapping[str, Any]
 def results(reports: Path) -> list[str]:
     """The lines of the block, from ``family.json`` and ``comparisons.json`` in ``reports``."""
     family, comparisons = (read_json(reports / name) for name in ("family.json", "comparisons.json"))
-    return [*family_lines(family), "", *comparison_lines(family, comparisons)]
+    return [
+        *family_lines(family),
+        "",
+        *verdict_lines(family),
+        "",
+        *comparison_lines(family, comparisons),
+    ]
 
 
 def family_lines(family: Sequence[Row]) -> list[str]:
@@ -54,12 +60,29 @@ def _cells(member: Row, teacher: Row) -> tuple[str, ...]:
     )
 
 
+def verdict_lines(family: Sequence[Row]) -> list[str]:
+    """What is concluded about each student, with the structure and the site on which it loses most."""
+    lines = []
+    for row in family:
+        if row["role"] != "student" or row["retention_low"] is None:
+            continue
+        shown = "" if row["non_inferior"] else "not shown to be "
+        structure = row["worst_structure"].replace("_", " ")
+        lines.append(
+            f"- {row['name']}: {shown}non-inferior to the teacher (retention at least "
+            f"{row['retention_low']:.2%} with the whole interval); loses most in {structure} "
+            f"({-100 * row['worst_structure_loss']:+.1f} points) and on {row['worst_site']} "
+            f"({-100 * row['worst_site_loss']:+.1f})"
+        )
+    return lines
+
+
 def comparison_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str]:
     """What distillation added: each student against its control on the sites seen in training."""
     controls = {row["name"] for row in family if row["role"] == "control"}
     lines = []
     for pair in comparisons:
-        if pair["against"] not in controls or pair["sites"] != "seen":
+        if pair["against"] not in controls or pair["sites"] != "seen" or pair["metric"] != "dice":
             continue
         sure = (
             ""

@@ -159,7 +159,9 @@ def promote(
     task: Annotated[str, typer.Option(help="The task.")] = "brain_mri",
     alias: Annotated[str, typer.Option(help="The alias to set.")] = "champion",
     by: Annotated[str | None, typer.Option(help="Who promotes; by default who is logged in.")] = None,
-    override: Annotated[bool, typer.Option("--override", help="Promote even a control.")] = False,
+    override: Annotated[
+        bool, typer.Option("--override", help="Promote against the evidence; logged.")
+    ] = False,
     root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
 ) -> None:
     """Let the alias stand for a version of the registry, as the MLflow UI does, and note why."""
@@ -167,6 +169,8 @@ def promote(
 
     done = set_alias(root, task, version, reason=reason, alias=alias, by=by, override=override)
     before = "nothing" if done.previous is None else f"v{done.previous}"
+    if done.overridden:
+        typer.echo(f"overridden: it {done.overridden}")
     typer.echo(f"{done.alias}: v{done.version} {done.name}, before {before}. Next: dvc repro package")
 
 

@@ -23,13 +23,14 @@ FAMILY = (
 )
 
 
-def compare(values, others, confidence=0.95):
-    """Compare two lists of Dice."""
+def compare(values, others, confidence=0.95, metric="dice"):
+    """Compare two lists of figures."""
     return compare_paired(
         np.array(values, float),
         np.array(others, float),
         name="student",
         against="control",
+        metric=metric,
         sites="seen",
         confidence=confidence,
         seed=1,
@@ -114,9 +115,31 @@ def test_subjects_are_the_unit():
         ):
             rows.append((name, "s", held_out, case, subject, "it", dice + shift, 0.5, 1.0))
     columns = ["model", "site", "held_out", "case", "subject", "structure", "dice", "nsd", "hd95_mm"]
-    found = compare_family(FAMILY, pd.DataFrame(rows, columns=columns), 0.95, 1)
-    seen, unseen = found[0], found[1]
-    assert (seen.against, seen.sites, seen.subjects) == ("control-x4", "seen", 2)
-    assert (unseen.sites, unseen.subjects) == ("unseen", 1)
+    found = {
+        (c.name, c.against, c.metric, c.sites): c
+        for c in compare_family(FAMILY, pd.DataFrame(rows, columns=columns), 0.95, 1)
+    }
+    seen = found["student-x4", "control-x4", "dice", "seen"]
+    assert seen.subjects == 2
+    assert found["student-x4", "control-x4", "dice", "unseen"].subjects == 1
     assert seen.difference == pytest.approx(0.1)
-    assert found[2].ratio == pytest.approx((0.6 + 0.8) / (0.7 + 0.9), abs=1e-5)
+    teacher = found["student-x4", "teacher", "dice", "seen"]
+    assert teacher.ratio == pytest.approx((0.6 + 0.8) / (0.7 + 0.9), abs=1e-5)
+    assert found["student-x4", "teacher", "hd95_mm", "seen"].difference == 0.0
+
+
+def test_a_shorter_distance_is_better():
+    """For HD95 the lower figure wins, on a subject and for sure."""
+    values, others = [1.0, 1.1, 0.9, 1.0, 1.2], [2.0, 2.2, 2.1, 1.9, 2.3]
+    found = compare(values, others, metric="hd95_mm")
+    assert found.better == 5
+    assert found.surely_better
+    assert not compare(others, values, metric="hd95_mm").surely_better
+    assert not compare(values, others, metric="dice").surely_better
+
+
+def test_sure_needs_the_whole_interval():
+    """A mean gain whose interval reaches over zero, or that has no interval, is not a sure one."""
+    assert compare([0.80, 0.84, 0.79, 0.86], [0.79, 0.83, 0.78, 0.84]).surely_better
+    assert not compare([0.80, 0.84, 0.79, 0.86], [0.79, 0.86, 0.76, 0.86]).surely_better
+    assert not compare([0.8], [0.7]).surely_better

@@ -21,7 +21,9 @@ from segdistill.files import SegdistillError
 from segdistill.volume import write_label_map, write_volume
 from tests.onnx_models import ball_scan, threshold_bundle
 
-SETTINGS = Settings(nsd_tolerance_mm=2.0, timing_cases=2, confidence=0.95, seed=7, workers=1)
+SETTINGS = Settings(
+    nsd_tolerance_mm=2.0, timing_cases=2, confidence=0.95, margin=0.013, seed=7, workers=1
+)
 STRUCTURES = {1: "structure_1", 2: "structure_2"}
 
 
@@ -132,6 +134,16 @@ def test_contract_of_family_json(table):
         assert row["cpu_seconds"] > 0
 
 
+def test_students_have_a_verdict_and_all_a_calibration(table):
+    """The student's row says whether it lost too much and beat its control; every row how sure it is."""
+    assert table["student-x4"]["non_inferior"] is False
+    assert table["student-x4"]["retention_low"] <= table["student-x4"]["retention"]
+    assert table["student-x4"]["worst_structure"] in STRUCTURES.values()
+    assert table["student-x4"]["worst_site"] in {"near", "far"}
+    assert table["teacher"]["non_inferior"] is table["control-x4"]["beats_control"] is None
+    assert all(0 <= row["ece"] <= 1 for row in table.values())
+
+
 def test_better_thresholds_score_better(table):
     """The figures rank the models as their thresholds were made: teacher, student, control."""
     assert table["teacher"]["dice"] > table["student-x4"]["dice"] > table["control-x4"]["dice"]
@@ -193,7 +205,7 @@ def test_report_stands_alone_and_says_what_it_is(reports):
     assert len(page) < 2_000_000
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page)
     assert "http" not in re.sub(r"data:[^\"]*", "", page).replace("http-equiv", "")
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 8
     assert "simulated" in page
     assert "Balls, made up for a test." in page
     assert "within\n2 mm" in page

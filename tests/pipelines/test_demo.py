@@ -27,6 +27,7 @@ FAMILY = [
         "dice": 0.86,
         "dice_unseen_site": None,
         "retention": 0.98113,
+        "non_inferior": True,
         "cpu_seconds": 2.0,
         "peak_rss_mb": 400.0,
     },

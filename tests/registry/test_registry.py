@@ -236,6 +236,25 @@ def test_a_control_is_promoted_only_when_meant(root: Path) -> None:
     )
 
 
+def test_a_student_that_loses_too_much_is_promoted_only_when_meant(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not shown to be non-inferior, a student is refused; overridden, the log says what was."""
+    client = open_store(root).client
+    client.set_model_version_tag(model_name(TASK), "2", "non_inferior", "no")
+    try:
+        with pytest.raises(RegistryError, match="non-inferior"):
+            promote(root, TASK, "student-x4", reason="small", alias="worse")
+        assert "worse" not in aliases(root, TASK)
+        entry = promote(root, TASK, "student-x4", reason="small", alias="worse", override=True)
+        assert "non-inferior" in entry.overridden
+        tags = client.get_model_version(model_name(TASK), "2").tags
+        logged = [json.loads(value) for tag, value in tags.items() if tag.startswith("promotion.")]
+        assert any(found["alias"] == "worse" and found["overridden"] for found in logged)
+    finally:
+        client.set_model_version_tag(model_name(TASK), "2", "non_inferior", "yes")
+
+
 def test_the_command_promotes_as_the_function_does(root: Path) -> None:
     """'segdistill promote' sets the alias and says what it was before; a mistake is one line, exit 1."""
     run = CliRunner().invoke(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,30 +14,33 @@ from segdistill.evaluation.summary import case_scores
 
 RESAMPLES = 9999
 DECIMALS = 5
+Metric = Literal["dice", "hd95_mm"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired comparison of Dice, subject by subject.
+    """A paired comparison, subject by subject.
 
     Attributes:
         name: the member looked at.
         against: the member it is compared with.
+        metric: ``dice`` (a fraction, more is better) or ``hd95_mm`` (less is better).
         sites: ``seen`` (took part in training) or ``unseen`` (held out).
         subjects: number of subjects, each with the mean over its cases.
-        difference: mean over subjects of the Dice of ``name`` minus that of ``against``.
+        difference: mean over subjects of the metric of ``name`` minus that of ``against``.
         low: lower end of the interval of ``difference``; None with fewer than two subjects.
         high: upper end.
         confidence: coverage of the interval, e.g. 0.95.
         p_value: two-sided Wilcoxon signed-rank test of no difference; None with fewer than two subjects.
-        better: number of subjects on whom ``name`` has the higher Dice.
-        ratio: mean Dice of ``name`` divided by that of ``against`` (retention, against the teacher).
+        better: number of subjects on whom ``name`` does better.
+        ratio: mean of ``name`` divided by that of ``against`` (of Dice, against the teacher: retention).
         ratio_low: lower end of the interval of ``ratio``.
         ratio_high: upper end.
     """
 
     name: str
     against: str
+    metric: Metric
     sites: Literal["seen", "unseen"]
     subjects: int
     difference: float
@@ -50,6 +53,13 @@ class Comparison:
     ratio_low: float | None
     ratio_high: float | None
 
+    @property
+    def surely_better(self) -> bool:
+        """Whether the whole interval of the difference speaks for ``name``."""
+        if self.low is None or self.high is None:
+            return False
+        return self.high < 0 if self.metric == "hd95_mm" else self.low > 0
+
 
 def compare_family(
     family: Sequence[Member], card: pd.DataFrame, confidence: float, seed: int
@@ -59,28 +69,31 @@ def compare_family(
     found = []
     for name, against in pairs(family):
         for held_out, sites in ((False, "seen"), (True, "unseen")):
-            subjects = (
-                scores[scores["held_out"] == held_out]
-                .groupby(["subject", "model"], sort=True)["dice"]
-                .mean()
-                .unstack("model")
-                .dropna(subset=[name, against])
-                if (scores["held_out"] == held_out).any()
-                else pd.DataFrame()
-            )
-            if len(subjects):
-                found.append(
-                    compare_paired(
-                        subjects[name].to_numpy(float),
-                        subjects[against].to_numpy(float),
-                        name=name,
-                        against=against,
-                        sites=sites,
-                        confidence=confidence,
-                        seed=seed,
+            own = scores[scores["held_out"] == held_out]
+            for metric in get_args(Metric):
+                subjects = _by_subject(own, metric, (name, against))
+                if len(subjects):
+                    found.append(
+                        compare_paired(
+                            subjects[name].to_numpy(float),
+                            subjects[against].to_numpy(float),
+                            name=name,
+                            against=against,
+                            metric=metric,
+                            sites=sites,
+                            confidence=confidence,
+                            seed=seed,
+                        )
                     )
-                )
     return found
+
+
+def _by_subject(scores: pd.DataFrame, metric: Metric, names: tuple[str, str]) -> pd.DataFrame:
+    """Mean over a subject's cases, a column per member; subjects that both have a figure for."""
+    wide = scores[scores["model"].isin(names)].pivot_table(
+        index="subject", columns="model", values=metric, aggfunc="mean"
+    )
+    return wide.reindex(columns=list(names)).dropna()
 
 
 def pairs(family: Sequence[Member]) -> Iterator[tuple[str, str]]:
@@ -100,6 +113,7 @@ def compare_paired(
     *,
     name: str,
     against: str,
+    metric: Metric,
     sites: Any,
     confidence: float,
     seed: int,
@@ -111,10 +125,11 @@ def compare_paired(
     signed-rank test, which needs no normal distribution. Several pairs are compared without correction.
 
     Args:
-        values: (N,) Dice per subject of ``name``.
-        others: (N,) Dice of ``against``, the same subjects in the same order.
+        values: (N,) the metric per subject of ``name``.
+        others: (N,) that of ``against``, the same subjects in the same order.
         name: the member looked at.
         against: the member it is compared with.
+        metric: what the values are.
         sites: ``seen`` or ``unseen``.
         confidence: coverage of the interval.
         seed: of the resampling.
@@ -131,6 +146,7 @@ def compare_paired(
     return Comparison(
         name=name,
         against=against,
+        metric=metric,
         sites=sites,
         subjects=len(differences),
         difference=round(float(np.mean(differences)), DECIMALS),
@@ -138,7 +154,7 @@ def compare_paired(
         high=high,
         confidence=confidence,
         p_value=None if p_value is None else float(f"{p_value:.3g}"),
-        better=int(np.sum(differences > 0)),
+        better=int(np.sum(differences < 0 if metric == "hd95_mm" else differences > 0)),
         ratio=round(total / base, DECIMALS) if base else None,
         ratio_low=ratio_low,
         ratio_high=ratio_high,

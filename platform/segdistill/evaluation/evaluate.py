@@ -1,13 +1,13 @@
 """The whole evaluation of a family: from bundles and sites to the files under ``reports/TASK``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from segdistill.evaluation import plots, timing
+from segdistill.evaluation import calibration, plots, timing
 from segdistill.evaluation.compare import Comparison, compare_family
 from segdistill.evaluation.machine import describe_machine
 from segdistill.evaluation.members import (
@@ -33,6 +33,7 @@ from segdistill.evaluation.summary import (
     site_scores,
     step_seconds,
 )
+from segdistill.evaluation.verdict import Verdict, judge
 from segdistill.files import atomic_folder, write_json
 from segdistill.runtime.bundle import Bundle, digest
 from segdistill.runtime.segment import Segmentator
@@ -48,6 +49,8 @@ _IN_METRICS = (
     "nsd",
     "hd95_mm",
     "retention",
+    "retention_low",
+    "ece",
     "cpu_seconds",
     "peak_rss_mb",
 )
@@ -61,6 +64,7 @@ class Settings:
         nsd_tolerance_mm: surface distance that NSD counts as agreement, mm.
         timing_cases: number of test cases that are timed.
         confidence: coverage of the paired intervals.
+        margin: share of the teacher's Dice that a student may lose and still count as non-inferior.
         seed: of the resampling.
         workers: processes that score; 0: one per usable core.
     """
@@ -68,6 +72,7 @@ class Settings:
     nsd_tolerance_mm: float
     timing_cases: int
     confidence: float
+    margin: float
     seed: int
     workers: int = 0
 
@@ -103,24 +108,32 @@ def evaluate(
     timed = spread_over_sites(test_set.cases, settings.timing_cases)
     timings = timing.time_family(family, timed, progress=progress)
     memory = timing.measure_memory(family, timed, progress=progress)
+    curves = calibration.calibration_curves(family, timed, progress=progress)
     card = make_scorecard(
         family, test_set, settings.nsd_tolerance_mm, workers=settings.workers, progress=progress
     )
     write_table(out / "timings.csv", timings, timing.DECIMALS)
     write_table(out / "memory.csv", memory, timing.MEMORY_DECIMALS)
+    write_table(out / "calibration.csv", curves, calibration.DECIMALS)
     write_table(out / "scorecard.csv", card, DECIMALS)
     # From here on the files speak: what anyone recomputes from them is what is reported.
     card = read_scorecard(out / "scorecard.csv")
     timings = pd.read_csv(out / "timings.csv")
     memory = pd.read_csv(out / "memory.csv")
+    curves = pd.read_csv(out / "calibration.csv")
     table = family_table(family, card, timings, memory)
     comparisons = compare_family(family, card, settings.confidence, settings.seed)
+    verdicts = judge(family, card, comparisons, settings.margin)
+    add_verdicts(table, verdicts)
+    errors = calibration.expected_calibration_error(curves)
+    for row in table:
+        row["ece"] = round(errors[row["name"]], 5)
     write_json(out / "family.json", table)
     write_json(out / "comparisons.json", [asdict(comparison) for comparison in comparisons])
     write_json(out / "metrics.json", metrics(table, comparisons))
     picks = pick_cases(card, _subject_of_pictures(family))
     with atomic_folder(out / "plots") as folder:
-        _write_plots(folder, family, test_set, card, timings, table, comparisons, picks)
+        _write_plots(folder, family, test_set, card, timings, curves, table, comparisons, picks)
     write_report(
         out / "report.html",
         ReportInput(
@@ -132,6 +145,8 @@ def evaluate(
             timings=timings,
             memory=memory,
             comparisons=comparisons,
+            verdicts=verdicts,
+            margin=settings.margin,
             machine=describe_machine(),
             picks=picks,
             digests={member.name: digest(member.folder) for member in family},
@@ -142,6 +157,15 @@ def evaluate(
     )
     progress(f"wrote {out / 'report.html'}")
     return table
+
+
+def add_verdicts(table: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> None:
+    """Add the fields of :class:`Verdict` to the students' rows, and None to the others'."""
+    found = {verdict.name: asdict(verdict) for verdict in verdicts}
+    keys = [field.name for field in fields(Verdict) if field.name != "name"]
+    for row in table:
+        verdict = found.get(row["name"], {})
+        row |= {key: verdict.get(key) for key in keys}
 
 
 def metrics(
@@ -158,7 +182,7 @@ def metrics(
         row["name"]: {key: row[key] for key in _IN_METRICS if row[key] is not None} for row in table
     }
     for comparison in comparisons:
-        if comparison.sites != "seen":
+        if comparison.sites != "seen" or comparison.metric != "dice":
             continue
         key = f"vs_{roles[comparison.against]}"
         found = {
@@ -183,6 +207,7 @@ def _write_plots(
     test_set: TestSet,
     card: pd.DataFrame,
     timings: pd.DataFrame,
+    curves: pd.DataFrame,
     table: Sequence[Mapping[str, Any]],
     comparisons: Sequence[Comparison],
     picks: Mapping[str, Pick],
@@ -192,6 +217,10 @@ def _write_plots(
     plots.save(plots.cpu_by_step(steps, table, family), folder / "cpu_by_step.png")
     plots.save(plots.dice_by_site(by_site, cases, family, test_set.sites), folder / "dice_by_site.png")
     plots.save(plots.differences(comparisons), folder / "differences.png")
+    shown = shown_members(family)
+    structures = list(test_set.structures.values())
+    plots.save(plots.volume_agreement(card, structures, shown), folder / "volume_agreement.png")
+    plots.save(plots.reliability(curves, shown), folder / "reliability.png")
     palette = colours_of_overlay(len(test_set.structures))
     for kind, pick in picks.items():
         figure = _overlay_of(pick.case, family, test_set, cases)

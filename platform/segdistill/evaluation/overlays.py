@@ -30,6 +30,8 @@ PALETTE = (
     "#B2DF8A",
     "#CAB2D6",
 )
+_DIFFER = "teacher vs. student"
+_RED = (1.0, 0.2, 0.2)
 _MARGIN_MM = 10.0
 _VEIL = 0.6  # how much of a voxel's colour is the structure's, the rest is the scan
 
@@ -79,7 +81,9 @@ def overlay(
     dice: Mapping[str, float],
     structures: Mapping[int, str],
 ) -> Figure:
-    """Draw an axial and a coronal plane, in columns: scan, reference, then each prediction.
+    """Draw an axial and a coronal plane, in columns: scan, reference, each prediction, disagreement.
+
+    With two predictions or more, the last column marks the voxels in which the first two differ.
 
     The planes are those in which the reference has most structures, then most labelled voxels. The left
     of a picture is the subject's left.
@@ -95,9 +99,17 @@ def overlay(
     maps = {"reference": _to_ras(reference, scan.affine)[0]}
     maps |= {name: _to_ras(labels, scan.affine)[0] for name, labels in predictions.items()}
     truth = maps["reference"]
+    differ: NDArray[np.bool_] | None = None
+    if len(predictions) > 1:
+        first, second = list(predictions)[:2]
+        differ = maps[first] != maps[second]
     box = _box(truth, spacing)
     grey, truth = grey[box], truth[box]
     maps = {name: labels[box] for name, labels in maps.items()}
+    names = ["scan", *maps]
+    if differ is not None:
+        differ = differ[box]
+        names.append(_DIFFER)
     low, high = np.percentile(grey, (1, 99.5))
     shown = np.clip((grey - low) / max(high - low, 1e-6), 0, 1)
     colours = np.zeros((max(structures) + 1, 3))
@@ -105,7 +117,7 @@ def overlay(
     with rc_context({"font.family": "DejaVu Sans", "font.size": 9, "text.color": "#e5e7eb"}):
         heights = [shown.shape[1] * spacing[1], shown.shape[2] * spacing[2]]
         width = shown.shape[0] * spacing[0]
-        columns = 1 + len(maps)
+        columns = len(names)
         figure = Figure(
             figsize=(9.6, 9.6 / columns * sum(heights) / width + 0.85),
             facecolor="#111111",
@@ -116,9 +128,12 @@ def overlay(
             plane = _fullest_plane(truth, axis)
             aspect = spacing[2 if axis == 1 else 1] / spacing[0]
             base = np.repeat(np.take(shown, plane, axis).T[..., None], 3, axis=2)
-            for column, name in enumerate(("scan", *maps)):
+            for column, name in enumerate(names):
                 picture = base
-                if name != "scan":
+                if name == _DIFFER and differ is not None:
+                    veil = np.take(differ, plane, axis).T[..., None]
+                    picture = base * (1 - veil) + np.array(_RED) * veil
+                elif name != "scan":
                     codes = np.take(maps[name], plane, axis).T
                     codes = np.where(codes < len(colours), codes, 0).astype(int)
                     veil = _VEIL * (codes > 0)[..., None]
@@ -128,6 +143,8 @@ def overlay(
                 axes.set_axis_off()
                 if row == 0:
                     score = f"\nDice {dice[name]:.3f}" if name in dice else "\n"
+                    if name == _DIFFER and differ is not None:
+                        score = f"\n{np.count_nonzero(differ) * np.prod(spacing) / 1000:.1f} ml differ"
                     axes.set_title(f"{name}{score}", fontsize=9.5)
         figure.legend(
             handles=[
@@ -147,8 +164,9 @@ def overlay(
 def colours_of_overlay(structures: int) -> list[tuple[int, int, int]]:
     """At most 256 RGB colours that an overlay needs: greys, pure tones, and tones over greys."""
     tones = _colours(structures)
+    tones = np.concatenate([tones, [_RED]])
     greys = np.linspace(0, 1, 40)[:, None].repeat(3, axis=1)
-    levels = np.linspace(0, 1, max(2, (256 - len(greys) - structures) // structures))
+    levels = np.linspace(0, 1, max(2, (256 - len(greys) - len(tones)) // len(tones)))
     veiled = (_VEIL * tones[:, None] + (1 - _VEIL) * levels[None, :, None]).reshape(-1, 3)
     found = np.rint(255 * np.concatenate([greys, tones, veiled])[:256]).astype(int)
     return [(int(red), int(green), int(blue)) for red, green, blue in found]

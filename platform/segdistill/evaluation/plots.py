@@ -238,6 +238,7 @@ def dice_by_site(
 
 def differences(comparisons: Sequence[Comparison]) -> Figure:
     """Paired differences in Dice points with their intervals, students against control and teacher."""
+    comparisons = [c for c in comparisons if c.metric == "dice"]
     pairs = list(dict.fromkeys((c.name, c.against) for c in comparisons))
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 1.3 + 0.5 * len(pairs)), layout="constrained")
@@ -283,6 +284,79 @@ def differences(comparisons: Sequence[Comparison]) -> Figure:
         axes.grid(axis="x")
         axes.set_xlabel("difference in Dice points, mean over subjects (right: the student is better)")
         axes.set_title("filled: seen sites    hollow: held-out sites", fontsize=8.5, color=_QUIET)
+    return figure
+
+
+def volume_agreement(card: pd.DataFrame, structures: Sequence[str], shown: Sequence[Member]) -> Figure:
+    """Bland and Altman's plot per structure: predicted minus reference volume over their mean.
+
+    Every test case of every site is a mark. Lines are a model's mean difference (solid) and where 95% of
+    differences lie (mean plus and minus 1.96 standard deviations, dashed), in percent of the mean.
+    """
+    columns = min(5, len(structures))
+    rows = -(-len(structures) // columns)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 0.7 + 2.1 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in list(grid.flat)[len(structures) :]:
+            axes.set_axis_off()
+        for axes, structure in zip(grid.flat, structures, strict=False):
+            axes.axhline(0, color="#9ca3af", linewidth=1)
+            for member in shown:
+                own = card[(card["model"] == member.name) & (card["structure"] == structure)]
+                mean = (own["volume_ml"] + own["reference_ml"]) / 2
+                percent = 100 * (own["volume_ml"] - own["reference_ml"]) / mean.where(mean > 0)
+                colour = ROLE_COLOUR[member.role]
+                axes.scatter(
+                    mean,
+                    percent,
+                    s=9,
+                    color=colour,
+                    marker=ROLE_MARKER[member.role],
+                    alpha=0.55,
+                    linewidth=0,
+                    label=member.name,
+                )
+                centre, spread = percent.mean(), 1.96 * percent.std()
+                axes.axhline(centre, color=colour, linewidth=1.2)
+                for edge in (centre - spread, centre + spread):
+                    axes.axhline(edge, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
+            axes.set_title(structure.replace("_", " "), fontsize=8.5)
+            axes.tick_params(labelsize=7.5)
+        figure.supxlabel("mean of predicted and reference volume, ml", fontsize=9)
+        figure.supylabel("difference, % of that mean", fontsize=9)
+        figure.legend(
+            *grid.flat[0].get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=3,
+            fontsize=8.5,
+        )
+    return figure
+
+
+def reliability(curves: pd.DataFrame, shown: Sequence[Member]) -> Figure:
+    """How often a model is right where it is so sure; on the diagonal it is as sure as it is right."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+        axes: Axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1)
+        for member in shown:
+            own = curves[(curves["model"] == member.name) & (curves["voxels"] > 0)]
+            axes.plot(
+                own["confidence"],
+                own["accuracy"],
+                color=ROLE_COLOUR[member.role],
+                linewidth=1.4,
+                marker=ROLE_MARKER[member.role],
+                markersize=4,
+                label=member.name,
+            )
+        axes.set_xlabel("confidence in the winning class")
+        axes.set_ylabel("share of voxels that are right")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.grid()
+        axes.legend(loc="upper left", fontsize=8.5)
     return figure
 
 

@@ -15,6 +15,7 @@ from segdistill.evaluation.compare import Comparison
 from segdistill.evaluation.members import Member, TestSet
 from segdistill.evaluation.overlays import Pick, shown_members
 from segdistill.evaluation.summary import site_scores, step_seconds, structure_scores
+from segdistill.evaluation.verdict import MEASURE_NAMES, Verdict
 from segdistill.files import atomic_path
 
 DASH = "\N{EN DASH}"
@@ -33,6 +34,8 @@ class ReportInput:
         timings: the timing rows.
         memory: the memory rows.
         comparisons: the paired comparisons.
+        verdicts: one per student.
+        margin: of non-inferiority, a share of the teacher's Dice.
         machine: see :func:`~segdistill.evaluation.machine.describe_machine`.
         picks: the cases of the overlays by kind, ``typical`` and ``worst``.
         digests: bundle digest by member.
@@ -49,6 +52,8 @@ class ReportInput:
     timings: pd.DataFrame
     memory: pd.DataFrame
     comparisons: Sequence[Comparison]
+    verdicts: Sequence[Verdict]
+    margin: float
     machine: Mapping[str, Any]
     picks: Mapping[str, Pick]
     digests: Mapping[str, str]
@@ -68,6 +73,7 @@ def write_report(path: Path, given: ReportInput) -> None:
         "percent": percent,
         "signed": signed,
         "probability": probability,
+        "millimetres": millimetres,
         "words": lambda name: name.replace("_", " "),
     }
     template = environment.from_string(
@@ -93,7 +99,11 @@ def _context(given: ReportInput) -> dict[str, Any]:
             for row, member in zip(given.table, given.family, strict=True)
         ],
         "has_unseen": bool(given.test_set.held_out),
-        "comparisons": given.comparisons,
+        "comparisons": [c for c in given.comparisons if c.metric == "dice"],
+        "distances": [c for c in given.comparisons if c.metric == "hd95_mm"],
+        "verdicts": given.verdicts,
+        "margin": given.margin,
+        "measures": MEASURE_NAMES,
         "headline": _headline(given, shown),
         "roles": roles,
         "sites": [
@@ -144,7 +154,11 @@ def _headline(given: ReportInput, shown: Sequence[Member]) -> dict[str, Any] | N
     student = next((member for member in shown if member.role == "student"), None)
     if student is None:
         return None
-    seen = [c for c in given.comparisons if c.name == student.name and c.sites == "seen"]
+    seen = [
+        c
+        for c in given.comparisons
+        if c.name == student.name and c.sites == "seen" and c.metric == "dice"
+    ]
     teacher = given.family[0].name
     return {
         "row": next(row for row in given.table if row["name"] == student.name),
@@ -182,6 +196,13 @@ def signed(value: float | None, decimals: int = 2) -> str:
     if value is None or math.isnan(value):
         return DASH
     return f"{100 * value:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def millimetres(value: float | None) -> str:
+    """A difference in mm with its sign; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return DASH
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def probability(value: float | None) -> str:

@@ -9,7 +9,14 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from segdistill.files import atomic_folder
-from segdistill.registry.register import BUNDLE_FOLDER, DIGEST_TAG, NAME_TAG, model_name
+from segdistill.registry.register import (
+    BUNDLE_FOLDER,
+    DIGEST_TAG,
+    NAME_TAG,
+    NON_INFERIOR_TAG,
+    ROLE_TAG,
+    model_name,
+)
 from segdistill.registry.store import RegistryError, Store, open_store
 from segdistill.runtime.bundle import Bundle
 
@@ -24,6 +31,7 @@ class Champion:
         version: the version's number.
         name: the family member it is, e.g. ``student-x4``.
         bundle_digest: digest of its sealed bundle, from the version's tag.
+        objection: what speaks against serving it, see :func:`objection`; MLflow's UI lets it pass.
     """
 
     task: str
@@ -31,6 +39,7 @@ class Champion:
     version: int
     name: str
     bundle_digest: str
+    objection: str
 
 
 def registered_model(store: Store, task: str) -> RegisteredModel:
@@ -85,6 +94,7 @@ def resolve(root: Path, task: str, alias: str) -> Champion:
         int(version.version),
         version.tags[NAME_TAG],
         version.tags[DIGEST_TAG],
+        objection(version),
     )
 
 
@@ -128,3 +138,16 @@ def fetch(root: Path, champion: Champion, target: Path) -> Bundle:
 def describe(version: ModelVersion) -> str:
     """A version in a few words: ``v3 student-x4``."""
     return f"v{version.version} {version.tags.get(NAME_TAG, '(not a bundle)')}"
+
+
+def objection(version: ModelVersion) -> str:
+    """What speaks against serving a version, to follow its name; empty if nothing does."""
+    role = version.tags.get(ROLE_TAG)
+    if role == "control":
+        return "is a control, made only to show what distillation adds. Promote the student beside it."
+    if role == "student" and version.tags.get(NON_INFERIOR_TAG) != "yes":
+        return (
+            "is not shown to be non-inferior to its teacher (evaluation.margin in params.yaml; the "
+            "report has the interval). Promote a wider one, or train it longer."
+        )
+    return ""

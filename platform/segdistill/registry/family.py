@@ -24,6 +24,9 @@ class Member:
         nsd: normalised surface Dice, a fraction.
         hd95_mm: 95th percentile Hausdorff distance, mm.
         retention: ``dice`` relative to the teacher's.
+        retention_low: lower end of its interval; students only, as the next two.
+        non_inferior: whether that lies inside the margin.
+        beats_control: whether distillation earned its place; None without a control, too.
         cpu_seconds: CPU time of a whole scan, reading to writing, s.
         peak_rss_mb: peak memory of the same, MB.
     """
@@ -40,11 +43,20 @@ class Member:
     retention: float
     cpu_seconds: float
     peak_rss_mb: float
+    retention_low: float | None
+    non_inferior: bool | None
+    beats_control: bool | None
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """What evaluation found about a student, ``yes`` or ``no`` by name; empty for others."""
+        found = {"non_inferior": self.non_inferior, "beats_control": self.beats_control}
+        return {name: "yes" if value else "no" for name, value in found.items() if value is not None}
 
     @property
     def metrics(self) -> dict[str, float]:
         """The measured figures, by name."""
-        names = ("dice", "dice_unseen_site", "nsd", "hd95_mm", "retention", "cpu_seconds", "peak_rss_mb")
+        names = ("dice", "dice_unseen_site", "nsd", "hd95_mm", "retention", "retention_low", *_NOISY)
         return {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
 
     @property

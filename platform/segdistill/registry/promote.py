@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
 
-from segdistill.registry.champion import describe, registered_model
-from segdistill.registry.register import DIGEST_TAG, NAME_TAG, ROLE_TAG, model_name
+from segdistill.registry.champion import describe, objection, registered_model
+from segdistill.registry.register import DIGEST_TAG, NAME_TAG, model_name
 from segdistill.registry.store import RegistryError, Store, open_store
 
 PROMOTION_TAG = "promotion."
@@ -25,6 +25,7 @@ class Promotion:
         at: UTC time, ISO 8601.
         by: who did it.
         name: the family member that was promoted.
+        overridden: what spoke against it and was overridden; empty if nothing did.
         previous: version the alias stood for before, or None.
         reason: why.
         version: version it stands for now.
@@ -34,6 +35,7 @@ class Promotion:
     at: str
     by: str
     name: str
+    overridden: str
     previous: int | None
     reason: str
     version: int
@@ -58,10 +60,11 @@ def promote(
         reason: why; goes to the promotion log.
         alias: the alias to set.
         by: who promotes; the operating system's user by default.
-        override: also promote a control, which is made for comparison only.
+        override: also promote what :func:`~segdistill.registry.champion.objection` is against; the
+            log says so.
 
     Raises:
-        RegistryError: no reason, no such version, not a bundle, or a control without ``override``.
+        RegistryError: no reason, no such version, not a bundle, or an objection without ``override``.
     """
     reason = " ".join(reason.split())
     if not reason:
@@ -73,10 +76,10 @@ def promote(
         raise RegistryError(
             f"{describe(version)} wasn't registered by 'dvc repro register' and can't be served."
         )
-    if version.tags.get(ROLE_TAG) == "control" and not override:
+    against = objection(version)
+    if against and not override:
         raise RegistryError(
-            f"{describe(version)} is a control, made only to show what distillation adds. "
-            "Promote the student beside it, or add --override if you mean it."
+            f"{describe(version)} {against} Add --override if you mean it; the log will say so."
         )
     model = registered_model(store, task)
     previous = model.aliases.get(alias)
@@ -85,6 +88,7 @@ def promote(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         by=by,
         name=version.tags[NAME_TAG],
+        overridden=against,
         previous=int(previous) if previous is not None else None,
         reason=reason,
         version=int(version.version),

@@ -39,6 +39,7 @@ DIGEST_TAG = "bundle_digest"
 EVIDENCE_TAG = "evidence_digest"
 NAME_TAG = "name"
 ROLE_TAG = "role"
+NON_INFERIOR_TAG = "non_inferior"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _evidence(
     body = {
         "bundle": source.digest,
         "figures": [member.quality, control.quality if control else None],
+        "verdicts": member.verdicts,
         "teacher": dict(teacher),
         "data": lineage.hashes,
     }
@@ -198,6 +200,9 @@ def _add(
     # The UI's list shows tags in this order: what a person compares, before the digests.
     tags = {NAME_TAG: member.name, "role": member.role, "width": member.width}
     tags |= {name: f"{value:.4f}" for name, value in member.metrics.items()}
+    tags |= member.verdicts
+    if member.beats_control is False:
+        tags["warning"] = "distillation did not earn its place"
     tags |= identity
     version = store.client.create_model_version(
         model_name(task),
