@@ -215,7 +215,7 @@ def test_report_stands_alone_and_says_what_it_is(reports):
 def test_plots_are_small_pictures_and_tables(reports):
     """Every picture opens and is under 150 KB, and the tables have a row per model and site."""
     pictures = sorted((reports / "plots").glob("*.png"))
-    assert len(pictures) == 6
+    assert len(pictures) == 8
     for path in pictures:
         assert path.stat().st_size < 150_000
         assert min(Image.open(path).size) > 200
