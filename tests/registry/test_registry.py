@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,9 +88,31 @@ def test_every_member_is_a_version_with_what_a_person_compares(root: Path) -> No
     ):
         assert float(student[name]) == pytest.approx(figures[name], abs=1e-4)
     assert student["data_digest"] == read_lineage(root, TASK).data_digest
-    assert student["code_digest"] == "0" * 40
+    assert student["code_digest"] == read_lineage(root, TASK).code == "unknown"  # no git here
     assert student["plan_digest"] == Bundle.read(root / "bundles" / TASK / "student-x4").plan.digest()
     assert student["simulated"] == "true"
+
+
+def test_the_code_is_named_by_its_commit(tmp_path: Path) -> None:
+    """In a git repository it is the commit, marked where tracked code was changed since."""
+    root = make_root(tmp_path / "root")
+    (root / "platform").mkdir()
+    (root / "platform" / "code.py").write_text("1\n")
+
+    def git(*arguments: str) -> str:
+        me = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+        command = ["git", *me, "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", "platform")
+    git("commit", "-q", "-m", "code")
+    commit = git("rev-parse", "HEAD")
+    assert read_lineage(root, TASK).code == commit
+    (root / "params.yaml").write_text("task: other\n")
+    assert read_lineage(root, TASK).code == commit
+    (root / "platform" / "code.py").write_text("2\n")
+    assert read_lineage(root, TASK).code == f"{commit}-dirty"
 
 
 def test_the_run_behind_a_version_holds_its_figures_and_its_data(root: Path) -> None:

@@ -1,6 +1,7 @@
 """What a model comes from, as DVC and git record it."""
 
 import hashlib
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ import yaml
 from segdistill.cohort.manifest import MANIFEST, Site
 from segdistill.files import json_bytes
 from segdistill.registry.store import RegistryError
+
+# What decides how a model comes about; its knobs and data have digests of their own.
+_CODE = ("platform", "pipelines", "serving", "dvc.yaml", "requirements.lock")
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,15 @@ class SiteData:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The data of a task, all its sites sorted by name."""
+    """What the family of a task comes from.
+
+    Attributes:
+        sites: the data, all sites sorted by name.
+        code: git commit, ``-dirty`` appended where tracked code differs; ``unknown`` outside git.
+    """
 
     sites: tuple[SiteData, ...]
+    code: str
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -78,7 +88,27 @@ def read_lineage(root: Path, task: str) -> Lineage:
         sites.append(SiteData(site.site, path, hashes[path], site.simulated, site.held_out))
     if not sites:
         raise RegistryError(f"{everything}: no site here. Run 'dvc pull' or 'dvc repro'.")
-    return Lineage(tuple(sites))
+    return Lineage(tuple(sites), _code(root))
+
+
+def _code(root: Path) -> str:
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(  # noqa: S603
+                ["git", "-C", str(root), *arguments],  # noqa: S607 - git as the user has it
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
+    return commit if changed == "" else f"{commit}-dirty"
 
 
 def _hashes(root: Path) -> dict[str, str]:

@@ -169,7 +169,7 @@ def _add(
         "parameters": member.parameters,
         "macs": member.macs,
         "data_digest": lineage.data_digest,
-        "code_digest": provenance.get("git_commit", "unknown"),
+        "code_digest": lineage.code,
         "plan_digest": provenance["plan_sha256"],
         DIGEST_TAG: sealed.digest,
         EVIDENCE_TAG: evidence,

@@ -39,6 +39,7 @@ def seal(
         "data": lineage.hashes,
         "data_digest": lineage.data_digest,
         "simulated": lineage.simulated,
+        "git_commit": lineage.code,
     }
     if teacher:
         extra["teacher"] = dict(teacher)
