@@ -9,6 +9,10 @@ from segdistill.files import SegdistillError, json_bytes, read_json, write_json
 
 Foreground = Literal["nonzero", "above_mean"]
 Mode = Literal["windows", "whole"]
+Region = Literal["foreground", "crop", "filled"]
+Convention = Literal["own", "nnunet"]
+
+STORED = "stored"
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,16 @@ class Normalisation:
         clip_hu: lower and upper bound in HU (0.5 and 99.5 percentile, as nnU-Net), for ``ct``.
         mean_hu: in HU, for ``ct``.
         std_hu: in HU, for ``ct``.
+        region: the voxels that ``zscore`` takes its statistics from: ``foreground``; ``crop``, all that
+            the crop left; or ``filled``, the foreground with its holes filled, where the voxels outside
+            keep their value (nnU-Net's ``use_mask_for_norm`` false and true).
     """
 
     scheme: Literal["zscore", "ct"]
     clip_hu: tuple[float, float] | None = None
     mean_hu: float | None = None
     std_hu: float | None = None
+    region: Region = "foreground"
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class Plan:
     Attributes:
         task: e.g. ``brain_mri``.
         modality: ``mri`` or ``ct``.
-        orientation: axis codes that scans are brought to, e.g. ``RAS``.
+        orientation: axis codes that scans are brought to, e.g. ``RAS``; or ``stored``: axes stay as the
+            file has them, as in nnU-Net.
         spacing_mm: voxel size the network works at, in mm.
         foreground: what counts as content for the crop and for ``zscore``: ``nonzero`` or
             ``above_mean`` (voxels above the scan's mean intensity: the head without the air).
@@ -59,6 +68,9 @@ class Plan:
         structures: the classes in the order of the network's output channels 1..K-1; channel 0 is
             background.
         label_protocol: name of the protocol the labels follow.
+        convention: how scans and logits are resampled, windows weighted and small volumes padded:
+            ``own``, this platform's way; or ``nnunet``, the way of nnU-Net v2, for plans that were
+            imported from it.
     """
 
     task: str
@@ -73,6 +85,7 @@ class Plan:
     overlap: float
     structures: tuple[Structure, ...]
     label_protocol: str
+    convention: Convention = "own"
 
     @property
     def channels_out(self) -> int:
@@ -95,6 +108,11 @@ class Plan:
         how["clip_hu"] = None if how["clip_hu"] is None else [float(bound) for bound in how["clip_hu"]]
         for name in ("patch_size", "size_divisor"):
             body[name] = [int(size) for size in body[name]]
+        # Left out where they say what plans said before they were there: digests stay.
+        if self.convention == "own":
+            del body["convention"]
+        if self.normalisation.region == "foreground":
+            del how["region"]
         return body
 
     @classmethod
@@ -165,6 +183,14 @@ class Plan:
             self.normalisation.std_hu,
         ):
             wrong = "ct normalisation needs clip_hu, mean_hu and std_hu"
+        elif self.normalisation.region not in get_args(Region):
+            wrong = (
+                f"normalisation region {self.normalisation.region!r} is not one of {get_args(Region)}"
+            )
+        elif self.convention not in get_args(Convention):
+            wrong = f"convention {self.convention!r} is not one of {get_args(Convention)}"
+        elif self.convention == "nnunet" and self.mode != "windows":
+            wrong = "nnU-Net's convention goes with windows, not with the whole volume"
         if wrong:
             raise SegdistillError(f"{source}: {wrong}.")
 

@@ -7,7 +7,7 @@ trained on.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from nibabel.orientations import (
@@ -19,7 +19,8 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
-from segdistill.runtime.plan import Foreground, Normalisation, Plan
+from segdistill.runtime import nnunet
+from segdistill.runtime.plan import STORED, Convention, Foreground, Normalisation, Plan
 from segdistill.runtime.resample import (
     AxisWeights,
     argmax_resampled,
@@ -49,6 +50,7 @@ class Geometry:
         spacing_mm: of the scan, per axis of the plan's orientation.
         grid_mm: of the plan's grid.
         grid_shape: (x, y, z) of the plan's grid; its centre is the centre of the crop.
+        convention: of the plan.
     """
 
     scan_shape: tuple[int, int, int]
@@ -58,6 +60,7 @@ class Geometry:
     spacing_mm: tuple[float, float, float]
     grid_mm: tuple[float, float, float]
     grid_shape: tuple[int, int, int]
+    convention: Convention = "own"
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
@@ -65,8 +68,16 @@ class Geometry:
         x, y, z = (slice(start, stop) for start, stop in self.crop)
         return x, y, z
 
+    @property
+    def _crop_shape(self) -> list[int]:
+        return [stop - start for start, stop in self.crop]
+
     def to_grid(self, antialias: bool) -> list[AxisWeights | None]:
         """One set of weights per axis, from the crop to the plan's grid."""
+        if self.convention == "nnunet":
+            thick = nnunet.thick_axis(self.spacing_mm, self.grid_mm)
+            order: Literal[1, 3] = 3 if antialias else 1
+            return nnunet.weights_between(self._crop_shape, self.grid_shape, thick, order)
         return [
             axis_weights(stop - start, spacing, size, target, antialias)
             for (start, stop), spacing, size, target in zip(
@@ -76,6 +87,9 @@ class Geometry:
 
     def to_crop(self) -> list[AxisWeights | None]:
         """One set of weights per axis, from the plan's grid back to the crop, for classes."""
+        if self.convention == "nnunet":
+            thick = nnunet.thick_axis(self.grid_mm, self.spacing_mm)
+            return nnunet.weights_between(self.grid_shape, self._crop_shape, thick, 1)
         return [
             axis_weights(size, target, stop - start, spacing, antialias=False)
             for (start, stop), spacing, size, target in zip(
@@ -122,6 +136,7 @@ def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared
         crop = tuple(
             _content(mask, axis, speckle, int(np.ceil(margin_mm / spacing[axis]))) for axis in range(3)
         )
+        size_on_grid = nnunet.grid_size if plan.convention == "nnunet" else target_size
         geometry = Geometry(
             scan_shape=_three(volume.array.shape),
             scan_affine=volume.affine,
@@ -130,16 +145,22 @@ def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared
             spacing_mm=_three(spacing),
             grid_mm=plan.spacing_mm,
             grid_shape=_three(
-                target_size(stop - start, size, target)
+                size_on_grid(stop - start, size, target)
                 for (start, stop), size, target in zip(crop, spacing, plan.spacing_mm, strict=True)
             ),
+            convention=plan.convention,
         )
         content = np.ascontiguousarray(oriented[geometry.slices], dtype=np.float32)
         inside = np.ascontiguousarray(mask[geometry.slices])
     with step("normalise"):
         content = normalise(content, inside, plan.normalisation)
     with step("resample"):
-        content = resample(content, geometry.to_grid(antialias=True))
+        weights = geometry.to_grid(antialias=True)
+        if plan.convention == "nnunet":
+            thick = nnunet.thick_axis(geometry.spacing_mm, geometry.grid_mm)
+            content = nnunet.resample_scan(content, weights, thick)
+        else:
+            content = resample(content, weights)
     return Prepared(content[None], geometry)
 
 
@@ -217,15 +238,20 @@ def normalise(
         np.clip(array, *how.clip_hu, out=array)
         mean, deviation = how.mean_hu, how.std_hu
     else:
-        values = array[mask]
+        if how.region == "filled":
+            mask = nnunet.filled(mask)
+        values = array if how.region == "crop" else array[mask]
         mean = float(values.mean(dtype=np.float64))
         deviation = float(values.std(dtype=np.float64))
-    array -= np.float32(mean)
-    array *= np.float32(1 / max(deviation, 1e-8))
+    inside = mask if how.scheme == "zscore" and how.region == "filled" else True
+    np.subtract(array, np.float32(mean), out=array, where=inside)
+    np.multiply(array, np.float32(1 / max(deviation, 1e-8)), out=array, where=inside)
     return array
 
 
 def _flips(volume: Volume, plan: Plan) -> NDArray[np.float64]:
+    if plan.orientation == STORED:
+        return np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
     transform: NDArray[np.float64] = ornt_transform(
         io_orientation(volume.affine), axcodes2ornt(tuple(plan.orientation))
     )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.backend import Backend
-from segdistill.runtime.plan import Plan
+from segdistill.runtime.plan import Convention, Plan
 
 # Of the window size; nnU-Net's value (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
 _SIGMA = 1 / 8
@@ -42,13 +42,13 @@ def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray
     else:
         window = plan.patch_size
         least = tuple(max(n, patch) for n, patch in zip(size, window, strict=True))
-    padded = pad(array, least)
+    padded = pad(array, least, plan.convention)
     before = [(n - old) // 2 for n, old in zip(least, size, strict=True)]
     inner = (slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))
     if window == least:
         return _run(backend, padded, plan)[inner]
     logits = np.zeros((plan.channels_out, *least), np.float32)
-    for where, weight in _weighted_windows(least, window, plan.overlap):
+    for where, weight in _weighted_windows(least, window, plan.overlap, plan.convention):
         out = _run(backend, padded[(slice(None), *where)], plan)
         if not out.flags.writeable:
             out = out.copy()
@@ -57,17 +57,22 @@ def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray
     return logits[inner]
 
 
-def pad(array: NDArray[np.float32], least: tuple[int, ...]) -> NDArray[np.float32]:
+def pad(
+    array: NDArray[np.float32], least: tuple[int, ...], convention: Convention = "own"
+) -> NDArray[np.float32]:
     """Grow the spatial axes of (C, X, Y, Z) to at least ``least``, evenly on both sides.
 
     The outermost voxels are repeated: at a crop's border there is mostly air, and air goes on. (A
     zero would be the mean intensity after ``zscore``.) Training repeats the outermost voxels too.
+    nnU-Net's convention pads with zeros.
     """
     missing = [max(0, n - old) for n, old in zip(least, array.shape[1:], strict=True)]
     if not any(missing):
         return array
     around = [(0, 0), *((m // 2, m - m // 2) for m in missing)]
-    grown: NDArray[np.float32] = np.pad(array, around, mode="edge")
+    grown: NDArray[np.float32] = np.pad(
+        array, around, mode="constant" if convention == "nnunet" else "edge"
+    )
     return grown
 
 
@@ -81,7 +86,7 @@ def starts(size: int, window: int, overlap: float) -> list[int]:
 
 
 def _weighted_windows(
-    size: tuple[int, ...], window: tuple[int, ...], overlap: float
+    size: tuple[int, ...], window: tuple[int, ...], overlap: float, convention: Convention = "own"
 ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
     """Every window's place and its (x, y, z) weights; the weights of one voxel sum to one.
 
@@ -90,7 +95,8 @@ def _weighted_windows(
     """
     axes = []
     for n, w in zip(size, window, strict=True):
-        bell = np.exp(-0.5 * ((np.arange(w) - (w - 1) / 2) / (w * _SIGMA)) ** 2)
+        middle = w // 2 if convention == "nnunet" else (w - 1) / 2
+        bell = np.exp(-0.5 * ((np.arange(w) - middle) / (w * _SIGMA)) ** 2)
         total = np.zeros(n)
         begin = starts(n, w, overlap)
         for first in begin:
