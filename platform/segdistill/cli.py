@@ -174,5 +174,87 @@ def promote(
     typer.echo(f"{done.alias}: v{done.version} {done.name}, before {before}. Next: dvc repro package")
 
 
+@app.command("import-nnunet")
+def import_nnunet_model(
+    results: Annotated[
+        Path,
+        typer.Argument(
+            help="nnU-Net's results folder: plans.json, dataset.json, fold_X/.", metavar="FOLDER"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The new folder for plan.json and teacher/.")],
+    fold: Annotated[str, typer.Option(help="A fold's number, or all.")] = "0",
+    checkpoint: Annotated[
+        str, typer.Option(help="Name of the checkpoint in the fold's folder.")
+    ] = "checkpoint_final.pth",
+    task: Annotated[str | None, typer.Option(help="The task; by default the dataset's name.")] = None,
+    label_protocol: Annotated[
+        str | None, typer.Option(help="The label protocol; by default the dataset's name.")
+    ] = None,
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODES",
+            help="How the training scans were stored, e.g. LPS: scans are turned to that. "
+            "By default they stay as stored, as nnU-Net leaves them.",
+        ),
+    ] = None,
+) -> None:
+    """Make a trained nnU-Net v2 model (PlainConvUNet) a teacher of this platform, exactly."""
+    from segdistill.interop.importing import import_nnunet
+
+    done = import_nnunet(
+        results,
+        out,
+        fold=fold,
+        checkpoint=checkpoint,
+        task=task,
+        label_protocol=label_protocol,
+        orientation=orientation,
+    )
+    typer.echo(f"{done.teacher}: {done.parameters:,} parameters, {done.network}")
+    typer.echo(f"{done.plan}: the plan it needs, with nnU-Net's preprocessing")
+    typer.echo("next: docs/nnunet.md, 'Distil from it'")
+
+
+@app.command("export-nnunet")
+def export_nnunet_model(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION",
+            help="A model's folder (models/TASK/NAME), or a registered version: its number, or a "
+            "member's name for the newest.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The new results folder.")],
+    plan: Annotated[
+        Path | None, typer.Option(help="Its plan.json; by default the one beside the model's folder.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="The task of a registered version.")] = "brain_mri",
+    root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
+) -> None:
+    """Write a model as an nnU-Net v2 results folder that nnUNetv2_predict runs unchanged."""
+    from segdistill.interop.exporting import export_nnunet
+    from segdistill.network.model import read_model
+    from segdistill.runtime.plan import Plan
+
+    folder = Path(model)
+    if folder.is_dir():
+        known = Plan.read(plan or folder.resolve().parent / "plan.json")
+    else:
+        from segdistill.registry.weights import trained_model
+
+        folder, known = trained_model(root, task, model)
+    done = export_nnunet(read_model(folder, known), known, out)
+    typer.echo(
+        f"{done.folder}: run nnUNetv2_predict_from_modelfolder -m {done.folder} -f 0 -i IN -o OUT"
+    )
+    if done.renumbered:
+        typer.echo("note: nnU-Net numbers the labels 1, 2, 3, ... in the plan's order, see dataset.json")
+    for difference in done.differences:
+        typer.echo(f"note: close, not exact: {difference}")
+
+
 if __name__ == "__main__":
     app()

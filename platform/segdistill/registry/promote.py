@@ -71,7 +71,7 @@ def promote(
         raise RegistryError("A promotion needs a reason: add --reason 'why this version'.")
     by = (by or _user()).strip()
     store = open_store(root)
-    version = _find(store, task, which)
+    version = find_version(store, task, which)
     if DIGEST_TAG not in version.tags:
         raise RegistryError(
             f"{describe(version)} wasn't registered by 'dvc repro register' and can't be served."
@@ -114,7 +114,12 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _find(store: Store, task: str, which: str) -> ModelVersion:
+def find_version(store: Store, task: str, which: str) -> ModelVersion:
+    """A version by its number (``3`` or ``v3``), or the newest of a member's name.
+
+    Raises:
+        RegistryError: nothing is registered, or there is no such version.
+    """
     registered_model(store, task)
     versions = sorted(
         store.client.search_model_versions(f"name = '{model_name(task)}'"),

@@ -1,0 +1,44 @@
+"""The trained weights behind a registered version, which itself holds the network as ONNX alone."""
+
+import tempfile
+from pathlib import Path
+
+from segdistill.files import read_json
+from segdistill.network.model import CARD
+from segdistill.registry.champion import Champion, describe, fetch, objection
+from segdistill.registry.promote import find_version
+from segdistill.registry.register import DIGEST_TAG, NAME_TAG
+from segdistill.registry.store import RegistryError, open_store
+from segdistill.runtime.plan import Plan
+
+
+def trained_model(root: Path, task: str, which: str) -> tuple[Path, Plan]:
+    """The model folder that a version was exported from, and the version's plan.
+
+    Args:
+        root: the repository's root.
+        task: the task.
+        which: a version number (``3`` or ``v3``), or a member's name for its newest version.
+
+    Raises:
+        RegistryError: no such version, or ``models/TASK/NAME`` isn't what it was exported from.
+    """
+    version = find_version(open_store(root), task, which)
+    if DIGEST_TAG not in version.tags:
+        raise RegistryError(f"{describe(version)} wasn't registered by 'dvc repro register'.")
+    name = version.tags[NAME_TAG]
+    sealed = Champion(task, "", int(version.version), name, version.tags[DIGEST_TAG], objection(version))
+    with tempfile.TemporaryDirectory(prefix="segdistill-fetch-") as scratch:
+        bundle = fetch(root, sealed, Path(scratch) / "bundle")
+        wanted = bundle.provenance.get("weights_sha256")
+        plan = bundle.plan
+    folder = root / "models" / task / name
+    card = folder / CARD
+    if wanted is None or not card.is_file() or read_json(card)["weights_sha256"] != wanted:
+        commit = bundle.provenance.get("git_commit")
+        remedy = f"'git checkout {commit} && dvc checkout models/{task}/{name}'" if commit else "DVC"
+        raise RegistryError(
+            f"{folder}: isn't the model that {describe(version)} was exported from; the registry keeps "
+            f"its ONNX file alone. Bring the weights back with {remedy}, or give a model's folder."
+        )
+    return folder, plan
