@@ -9,6 +9,7 @@ import yaml
 from segdistill.cohort.manifest import read_sites
 from segdistill.cohort.prepare import make_plan, prepare
 from segdistill.files import SegdistillError
+from segdistill.interop.ready import ready_plan
 
 
 def main() -> None:
@@ -20,14 +21,17 @@ def main() -> None:
     arguments = parser.parse_args()
     params = yaml.safe_load(Path("params.yaml").read_text())
     sites = list(read_sites(arguments.sites))
-    network = params["network"]
-    plan = make_plan(
-        sites,
-        params["plan"],
-        task=params["task"],
-        stem_stride=network["stem_stride"],
-        stages=network["stages"],
-    )
+    network, ready = params["network"], params["teacher"]["ready"]
+    if ready:
+        plan = ready_plan(Path(ready), [site for _, site in sites], params["task"])
+    else:
+        plan = make_plan(
+            sites,
+            params["plan"],
+            task=params["task"],
+            stem_stride=network["stem_stride"],
+            stages=network["stages"],
+        )
 
     def progress(done: int, total: int) -> None:
         print(

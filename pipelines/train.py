@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from segdistill.files import atomic_path, read_json
+from segdistill.interop.ready import ready_network, take_teacher
 from segdistill.network.model import CARD, write_model
 from segdistill.registry.store import end_run, open_store, start_run
 from segdistill.runtime.plan import Plan
@@ -28,6 +29,15 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="in this process, without Ray")
     args = parser.parse_args()
     params = yaml.safe_load(Path("params.yaml").read_text())
+    ready, network = params["teacher"]["ready"], params["network"]
+    if ready and args.role == "teacher":
+        model = take_teacher(Path(ready), Plan.read(args.plan), args.out)
+        with atomic_path(args.curves) as partial:
+            partial.write_text("step,loss\n")  # a curve without a point: nothing was trained here
+        print(f"{args.out}: {model.name}, {model.parameters:,} parameters, imported from {ready}")
+        return
+    if ready:
+        network = ready_network(Path(ready), network)
     own = params["teacher"] if args.role == "teacher" else params["students"][args.key]
     distillation = dict(params["distillation"])
     if args.role != "student":
@@ -43,7 +53,7 @@ def main() -> None:
         plan=str(args.plan.resolve()),
         data=str(args.data.resolve()),
         teacher=str(args.teacher.resolve()) if args.teacher else None,
-        network=params["network"],
+        network=network,
         training=params["training"],
         distillation=distillation,
     )

@@ -18,7 +18,7 @@ from segdistill.network.unet import UNet
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.preprocess import preprocess
 from segdistill.runtime.restore import restore
-from segdistill.runtime.windows import predict
+from segdistill.runtime.windows import pad, predict
 from segdistill.training.inherit import inherit
 from segdistill.volume import read_volume
 from tests.interop.environment import nnunet_python, run_nnunet
@@ -84,7 +84,7 @@ def _student(teacher: UNet, plan: Plan, scans: list[Path]) -> UNet:
     student = UNet(replace(teacher.architecture, channels=half))
     images = []
     for scan in scans:
-        array = preprocess(read_volume(scan), plan).array
+        array = pad(preprocess(read_volume(scan), plan).array, plan.patch_size, plan.convention)
         middle = tuple(
             slice((n - size) // 2, (n - size) // 2 + size)
             for n, size in zip(array.shape[1:], plan.patch_size, strict=True)

@@ -84,7 +84,8 @@ class Architecture:
         """The family's architecture at one width.
 
         Args:
-            knobs: the ``network`` part of params.yaml.
+            knobs: the ``network`` part of params.yaml; ``channels``, ``strides`` and ``kernels`` by
+                level, where an imported teacher sets them, come before what the others say.
             width: channel multiplier; 1 is the teacher. Every level has
                 ``max(min_channels, width * min(max_channels, base_channels * 2^level))`` channels.
             channels_out: classes, background included.
@@ -94,7 +95,7 @@ class Architecture:
         """
         if not 0 < width <= 1:
             raise SegdistillError(f"a width of {width} makes no student; use 0 < width <= 1.")
-        full = [
+        full = knobs.get("channels") or [
             min(knobs["max_channels"], knobs["base_channels"] * 2**level)
             for level in range(knobs["stages"])
         ]
@@ -106,6 +107,8 @@ class Architecture:
             stem_stride=knobs["stem_stride"],
             norm=knobs["norm"],
             deep_supervision=knobs["deep_supervision"],
+            strides=_triples(knobs.get("strides", ())),
+            kernels=_triples(knobs.get("kernels", ())),
         )
 
     def to_json(self) -> dict[str, Any]:

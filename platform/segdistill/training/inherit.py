@@ -1,6 +1,8 @@
 """A student's start: the teacher's own features, as many as the student has channels for."""
 
+import math
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from segdistill.network.unet import UNet
 _PLACES = 4000  # of a layer that are looked at, per batch
 _RIDGE = 1e-3  # of the mean variance of a layer's inputs; keeps the equations solvable
 _SLOPE = 0.01  # of DynUNet's leaky ReLU
+_VOXEL = (1, 1, 1)
 
 Layer = nn.Conv3d | nn.ConvTranspose3d
 
@@ -104,9 +107,9 @@ def _look_at_teacher(
 
     def hook_for(name: str, layer: Layer, norm: nn.Module | None):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            cell = layer.stride[0] if isinstance(layer, nn.ConvTranspose3d) else 1
+            cell = layer.stride if isinstance(layer, nn.ConvTranspose3d) else _VOXEL
             places, values, features = seen[name]
-            count = output[:, 0].numel() // cell**3
+            count = output[:, 0].numel() // math.prod(cell)
             places.append(torch.randperm(count, generator=random)[:_PLACES].to(output.device))
             values.append(_cells(output, cell)[places[-1]])
             active = output if norm is None else functional.leaky_relu(norm(output), _SLOPE)
@@ -125,12 +128,12 @@ def _look_at_teacher(
     return seen
 
 
-def _cells(values: Tensor, cell: int) -> Tensor:
-    """(B, C, X, Y, Z) as rows of cells: (B * X/s * Y/s * Z/s, C, s^3)."""
+def _cells(values: Tensor, cell: Sequence[int]) -> Tensor:
+    """(B, C, X, Y, Z) as rows of cells of (r, s, t) voxels: (B * X/r * Y/s * Z/t, C, r*s*t)."""
     batch, channels, *size = values.shape
-    x, y, z = (n // cell for n in size)
-    parts = values.reshape(batch, channels, x, cell, y, cell, z, cell)
-    return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch * x * y * z, channels, cell**3)
+    x, y, z = (n // side for n, side in zip(size, cell, strict=True))
+    parts = values.reshape(batch, channels, x, cell[0], y, cell[1], z, cell[2])
+    return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch * x * y * z, channels, math.prod(cell))
 
 
 def _inputs(
@@ -149,18 +152,19 @@ def _inputs(
 
 def _neighbourhoods(values: Tensor, layer: Layer, places: Tensor) -> Tensor:
     if isinstance(layer, nn.ConvTranspose3d):
-        return _cells(values, 1)[places, :, 0]
-    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
-    padded = functional.pad(values, [padding] * 6).permute(0, 2, 3, 4, 1).contiguous()
-    size = [(n + 2 * padding - kernel) // stride + 1 for n in values.shape[2:]]
+        return _cells(values, _VOXEL)[places, :, 0]
+    kernel, stride, padding = layer.kernel_size, layer.stride, [int(n) for n in layer.padding]
+    around = [n for side in reversed(padding) for n in (side, side)]  # pad() begins with the last axis
+    padded = functional.pad(values, around).permute(0, 2, 3, 4, 1).contiguous()
+    size = [
+        (n + 2 * side - width) // step + 1
+        for n, side, width, step in zip(values.shape[2:], padding, kernel, stride, strict=True)
+    ]
     batch, x, y, z = torch.unravel_index(places, (values.shape[0], *size))
-    around = range(kernel)
     return torch.cat(
         [
-            padded[batch, x * stride + i, y * stride + j, z * stride + k]
-            for i in around
-            for j in around
-            for k in around
+            padded[batch, x * stride[0] + i, y * stride[1] + j, z * stride[2] + k]
+            for i, j, k in product(*map(range, kernel))
         ],
         dim=1,
     )

@@ -130,8 +130,8 @@ def total_loss(
     distilled = label.new_zeros((), dtype=torch.float32)
     for level, logits in enumerate(levels):
         share = 0.5**level / scale
-        step = label.shape[-1] // logits.shape[-1]
-        target = label[:, step // 2 :: step, step // 2 :: step, step // 2 :: step]
+        x, y, z = (n // m for n, m in zip(label.shape[1:], logits.shape[2:], strict=True))
+        target = label[:, x // 2 :: x, y // 2 :: y, z // 2 :: z]
         supervised = supervised + share * dice_ce(logits, target, weights.dice, weights.ce)
         if teacher_levels is not None:
             distilled = distilled + share * distillation(
