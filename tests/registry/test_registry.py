@@ -21,8 +21,10 @@ from segdistill.registry.lineage import read_lineage
 from segdistill.registry.promote import promote
 from segdistill.registry.register import model_name, register_family
 from segdistill.registry.store import RegistryError, end_run, open_store, start_run
+from segdistill.registry.weights import trained_model
 from segdistill.runtime import bundle as bundles
 from segdistill.runtime.bundle import Bundle, BundleError
+from tests.onnx_models import threshold_bundle
 from tests.small_family import MEMBERS, TASK, make_root
 
 
@@ -367,3 +369,21 @@ def test_a_store_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RegistryError, match=r"http://127\.0\.0\.1:9: the MLflow store can't be opened"):
         open_store(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_versions_weights_are_those_it_was_exported_from(tmp_path: Path) -> None:
+    """The model folder is found by the digest in the bundle; another model of the name is refused."""
+    root, name = make_root(tmp_path), "student-x4"
+    facts = {"name": name, "role": "student", "width": 0.25, "weights_sha256": "ab" * 32}
+    bundle = threshold_bundle(root / "bundles" / TASK / name, (100.0,), provenance=facts)
+    register_family(root, TASK)
+    folder = root / "models" / TASK / name
+    with pytest.raises(RegistryError, match="dvc checkout"):
+        trained_model(root, TASK, name)
+    write_json(folder / "model.json", {"weights_sha256": "ab" * 32})
+    assert trained_model(root, TASK, name) == (folder, bundle.plan)
+    write_json(folder / "model.json", {"weights_sha256": "cd" * 32})
+    with pytest.raises(RegistryError, match="isn't the model"):
+        trained_model(root, TASK, name)
+    with pytest.raises(RegistryError, match="no version 'student-x16'"):
+        trained_model(root, TASK, "student-x16")
