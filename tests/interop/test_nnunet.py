@@ -189,7 +189,7 @@ def test_labels_are_those_of_nnunets_predictor(compared: Compared, name: str, sc
     """Of a scan's voxels at least 99.9% get nnU-Net's label, resampling included."""
     ours, theirs = compared.ours[name, scan], compared.theirs[name, scan]
     assert np.mean(ours == theirs) >= 0.999
-    assert len(np.unique(ours)) == 5  # nothing is proved where all is background
+    assert len(np.unique(ours)) >= 4  # nothing is proved where all is background
 
 
 @pytest.mark.parametrize("name", PLANS)
