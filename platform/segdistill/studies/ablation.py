@@ -13,8 +13,9 @@ from segdistill.studies.runs import SPLIT, Outcome
 CONTROL, START = "control", "start"  # the rows that all others are compared with
 DECIMALS = 5
 RULE = (
-    "The row with the highest validation Dice, mean over widths and seeds; but if a cheaper row is behind "
-    "it by no more than one standard error of their difference paired by seed, the cheapest such row."
+    "The row with the highest validation Dice, mean over widths and seeds; but if a cheaper row is "
+    "behind it by no more than one standard error of their difference, paired by seed, the cheapest "
+    "such row."
 )
 
 

@@ -43,14 +43,14 @@ def both(without: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
         SegdistillError: the full family lacks a member, case or structure that the other one has.
     """
     keys = ["model", "case", "structure"]
-    wanted = pd.MultiIndex.from_frame(without[keys])
-    indexed = full.set_index(keys)
-    missing = wanted.difference(indexed.index)
+    same = without[keys].merge(full, on=keys, how="left", validate="one_to_one")[without.columns]
+    missing = same[same["reference_ml"].isna()]
     if len(missing):
+        row = missing.iloc[0]
         raise SegdistillError(
-            f"the full family's scorecard has no row of {', '.join(missing[0])}. Run 'dvc repro evaluate'."
+            f"the full family's scorecard has no row of {row['model']} on {row['case']}. "
+            "Run 'dvc repro evaluate'."
         )
-    same = indexed.loc[wanted].reset_index()[without.columns]
     return pd.concat([without.assign(trained_on=WITHOUT), same.assign(trained_on=FULL)])[
         ["trained_on", *without.columns]
     ].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""Many short trainings: as many at a time as there are cores, each result kept as soon as it is there."""
+"""Many short trainings: as many at a time as there are cores, each result kept once it is there."""
 
 import multiprocessing
 import os
@@ -58,7 +58,7 @@ def run_all(
     workers: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Train every job with the pipeline's own loop, or take the result of an earlier run of the same job.
+    """Train every job with the pipeline's own loop, or take the result of an earlier run of it.
 
     Runs share nothing, so each has one thread and a process to itself: two of them on two cores get
     further than one on both. A result is written as ``kept/DIGEST.json``, under the digest of all that

@@ -189,7 +189,14 @@ def _dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> NDArray[np.
     table = pairs.reshape(classes, classes)
     dice = 2 * np.diag(table) / np.maximum(1, table.sum(axis=0) + table.sum(axis=1))
     present = table.sum(axis=1) > 0
-    return np.where(present, dice, np.nan)[1:]
+    return np.asarray(np.where(present, dice, np.nan)[1:])
+
+
+def _teacher(job: Job, plan: Plan, device: torch.device) -> UNet | None:
+    if job.teacher is None:
+        return None
+    teacher = read_model(Path(job.teacher), plan).network.to(device).eval()
+    return teacher.requires_grad_(False)
 
 
 class _Curve:
