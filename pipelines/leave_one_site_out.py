@@ -1,4 +1,4 @@
-"""Study ``leave_one_site_out``: a site's test cases by a family that never saw it, and by the full one."""
+"""Study ``leave_one_site_out``: its test cases by a family that never saw it, and by the full one."""
 
 import argparse
 import sys

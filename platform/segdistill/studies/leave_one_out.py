@@ -6,13 +6,15 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from segdistill.evaluation.compare import Metric, compare_paired
+from segdistill.evaluation.compare import Comparison, Metric, compare_paired
 from segdistill.evaluation.members import Member, TestSet
 from segdistill.evaluation.summary import METRICS, case_scores
 from segdistill.files import SegdistillError
 
 FULL, WITHOUT = "all sites", "without this site"  # what a family was trained on
 DECIMALS = 5
+# A bootstrap of fewer subjects only shuffles a handful of figures: its interval would be far too narrow.
+_ENOUGH = 6
 
 
 def only_site(test_set: TestSet, site: str) -> TestSet:
@@ -62,7 +64,7 @@ def summarise(
     """A site's figures, as ``leave_one_site_out/SITE.json`` has them.
 
     By member: both families' means over structures, then cases; and the paired comparison by subject,
-    the family without the site minus the full one.
+    the family without the site minus the full one; with fewer than six subjects it has no interval.
 
     Args:
         card: of :func:`both`.
@@ -97,7 +99,7 @@ def summarise(
 
 def _compare(
     without: pd.DataFrame, full: pd.DataFrame, name: str, confidence: float, seed: int
-) -> list[Any]:
+) -> list[Comparison]:
     found = []
     for metric in get_args(Metric):
         wide = pd.DataFrame(
@@ -107,19 +109,22 @@ def _compare(
             }
         ).dropna()
         if len(wide):
-            found.append(
-                compare_paired(
-                    wide[WITHOUT].to_numpy(float),
-                    wide[FULL].to_numpy(float),
-                    name=f"{name}, {WITHOUT}",
-                    against=f"{name}, {FULL}",
-                    metric=metric,
-                    sites="unseen",
-                    confidence=confidence,
-                    seed=seed,
-                )
+            comparison = compare_paired(
+                wide[WITHOUT].to_numpy(float),
+                wide[FULL].to_numpy(float),
+                name=f"{name}, {WITHOUT}",
+                against=f"{name}, {FULL}",
+                metric=metric,
+                sites="unseen",
+                confidence=confidence,
+                seed=seed,
             )
+            found.append(comparison if len(wide) >= _ENOUGH else _without_intervals(comparison))
     return found
+
+
+def _without_intervals(comparison: Comparison) -> Comparison:
+    return replace(comparison, low=None, high=None, ratio_low=None, ratio_high=None, p_value=None)
 
 
 def _rounded(value: float) -> float | None:
