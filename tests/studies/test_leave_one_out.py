@@ -78,7 +78,7 @@ def test_only_the_sites_own_test_cases_are_scored() -> None:
 
 
 def test_both_families_are_compared_on_the_same_subjects() -> None:
-    """The difference is the mean over subjects of one family's Dice minus the other's, with an interval."""
+    """The difference is the mean over subjects of one family minus the other, with an interval."""
     unseen, seen = [0.7, 0.72, 0.68, 0.75, 0.71, 0.69], [0.8, 0.81, 0.8, 0.82, 0.8, 0.8]
     full = pd.concat([_card([0.1] * 3, "a"), _card(seen).iloc[::-1]]).assign(held_out=False)
     card = both(_card(unseen), full)

@@ -59,7 +59,7 @@ def test_the_pipeline_runs_no_study(copy: Path) -> None:
 
 @pytest.mark.slow
 def test_one_command_leaves_one_site_out(copy: Path) -> None:
-    """'dvc repro studies/dvc.yaml:leave_one_site_out@SITE' trains without that site, and no other study."""
+    """One target trains without the site, compares, and runs no other study."""
     ran = _ran(_dvc(copy, "repro", "--dry", "studies/dvc.yaml:leave_one_site_out@site_b"))
     own = [stage.partition(":")[2] for stage in ran if stage.startswith("studies")]
     assert own[0] == "without_prepare@site_b"
@@ -71,7 +71,7 @@ def test_one_command_leaves_one_site_out(copy: Path) -> None:
 
 
 def test_the_ablation_has_no_way_to_a_test_case() -> None:
-    """The stage takes prepared cases, which hold train and val alone, and no site, bundle or scorecard."""
+    """It takes prepared cases, which hold train and val alone, and no site, bundle or scorecard."""
     deps = STUDIES["ablation"]["deps"]
     data = [path for path in deps if path.split("/")[0] in ("data", "reports", "bundles")]
     assert sorted(data) == ["data/prepared/${task}", "data/soft_labels/${task}"]
@@ -79,7 +79,7 @@ def test_the_ablation_has_no_way_to_a_test_case() -> None:
 
 
 def test_studies_write_where_no_stage_of_the_pipeline_reads() -> None:
-    """What is trained without a site lies apart, so it is never exported or registered with the family."""
+    """What is trained without a site lies apart and is never exported with the family."""
     for name, stage in STUDIES.items():
         for out in stage.get("do", stage)["outs"]:
             path = out if isinstance(out, str) else next(iter(out))
