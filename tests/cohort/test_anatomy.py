@@ -25,10 +25,10 @@ TABLE = (
 
 # Voxels counted by hand in the same wheel when it was chosen, thousands.
 COUNTED = {
-    "csf": 184,
+    "csf": 299,
     "ventricles": 24,
-    "cortical_grey_matter": 838,
-    "cerebral_white_matter": 550,
+    "cortical_grey_matter": 680,
+    "cerebral_white_matter": 593,
     "thalamus": 20,
     "basal_ganglia": 29,
     "hippocampus_amygdala": 13,
@@ -48,6 +48,16 @@ def test_labels_of_both_sides_become_one_structure_and_the_rest_goes_by_brightne
     expected = [grey, grey, white, code("thalamus"), code("thalamus"), code("cerebellar_grey_matter")]
     expected += [code("csf"), white, 0]
     assert map_labels(cerebra, t1, brain, TABLE).ravel().tolist() == expected
+
+
+def test_sulci_are_open() -> None:
+    """Dark cortex is CSF, less dark cortex only where it lies deeper than cortex is thick."""
+    code = read_protocol("brain_mri").code_of
+    grey, white, csf = (code(name) for name in ("cortical_grey_matter", "cerebral_white_matter", "csf"))
+    line = np.ones((1, 1, 8), np.int32)
+    t1 = np.array([[[88.0, 70, 50, 60, 60, 60, 72, 55]]])
+    labels = map_labels(line, t1, np.ones(line.shape, bool), TABLE)
+    assert labels.ravel().tolist() == [white, grey, csf, grey, csf, csf, grey, csf]
 
 
 def test_an_unknown_mindboggle_id_is_refused() -> None:
@@ -118,3 +128,4 @@ def test_the_real_wheel_has_the_structures_at_their_size(tmp_path: Path) -> None
     assert {name: round(n / 1000) for name, n in voxels.items()} == pytest.approx(COUNTED, rel=0.1)
     anatomy = read_anatomy(tmp_path / "brain_mri")
     assert anatomy.image.shape == anatomy.labels.shape == (193, 229, 193)
+    assert 1.1 < voxels["cortical_grey_matter"] / voxels["cerebral_white_matter"] < 1.4

@@ -28,6 +28,7 @@ from segdistill.cohort.simulate import (
     scan_grid,
     simulate_site,
     template_coordinates,
+    tissue_means,
 )
 from segdistill.files import SegdistillError
 from segdistill.volume import Volume, read_label_map, read_volume, same_grid
@@ -41,6 +42,8 @@ STILL = CohortKnobs(
     rotate_sd_deg=0.0,
     ventricle_scale=(1.0, 1.0),
     cortex_shift_mm=0.0,
+    tissue_sd=0.0,
+    contrast_sd=0.0,
 )
 PEOPLE = replace(
     STILL,
@@ -49,6 +52,8 @@ PEOPLE = replace(
     rotate_sd_deg=5.0,
     ventricle_scale=(0.8, 1.7),
     cortex_shift_mm=1.0,
+    tissue_sd=4.0,
+    contrast_sd=0.15,
 )
 SITE = SiteKnobs(
     subjects=3,
@@ -63,6 +68,8 @@ SITE = SiteKnobs(
     blur_mm=0.0,
     skull=True,
     crop_mm=0.0,
+    neck_mm=(0.0, 0.0),
+    trim_mm=0.0,
 )
 
 
@@ -92,7 +99,7 @@ def scanned(
     site, rng = replace(SITE, **knobs), np.random.default_rng(seed)
     subject = draw_subject(template, cohort, rng)
     grid = scan_grid(template, subject, site, rng)
-    image, labels = scan(template, subject, grid, site, rng)
+    image, labels = scan(template, subject, grid, site, cohort, rng)
     return image / np.median(image[labels == 4]), labels, grid
 
 
@@ -181,7 +188,7 @@ def test_a_person_who_is_the_template_lies_where_the_template_lies(
     site, rng = replace(SITE, voxel_mm=voxel_mm), np.random.default_rng(seed)
     subject = draw_subject(template, STILL, rng)
     grid = scan_grid(template, subject, site, rng)
-    labels = scan(template, subject, grid, site, rng)[1]
+    labels = scan(template, subject, grid, site, STILL, rng)[1]
     head = Volume(template.anatomy.labels, template.anatomy.affine)
     with tempfile.TemporaryDirectory() as folder:
         simulate._write(Path(folder) / "turned.nii", labels, grid, orientation)
@@ -318,8 +325,8 @@ def test_thick_slices_average_what_is_in_them(template: Template) -> None:
     subject = [draw_subject(template, STILL, r) for r in rng]
     thin = Grid((28, 28, 24), (6.0, 6.0, 6.0), (-80.0, -80.0, -70.0))
     thick = Grid((28, 28, 8), (6.0, 6.0, 18.0), (-80.0, -80.0, -64.0))
-    fine = scan(template, subject[0], thin, SITE, rng[0])[0].astype(float)
-    coarse = scan(template, subject[1], thick, SITE, rng[1])[0]
+    fine = scan(template, subject[0], thin, SITE, STILL, rng[0])[0].astype(float)
+    coarse = scan(template, subject[1], thick, SITE, STILL, rng[1])[0]
     mean = fine.reshape(28, 28, 8, 3).mean(axis=3)
     mean *= coarse.sum() / mean.sum()  # each scan has a gain of its own
     assert coarse == pytest.approx(mean, abs=1.5)
@@ -347,6 +354,74 @@ def test_the_crop_cuts_from_below_only(template: Template) -> None:
     assert max(cuts) > min(cuts) + 5
 
 
+def test_the_neck_is_background_below_the_brain(anatomy: Anatomy) -> None:
+    """A field of view of 80 mm of neck holds tissue of varying brightness there, and no label."""
+    longer = Template.with_neck(anatomy)
+    bottom = float(anatomy.affine[2, 3]) - 5.0
+    brightness = []
+    for seed in range(4):
+        image, labels, grid = scanned(longer, seed=seed, neck_mm=(80.0, 80.0))
+        below = int((bottom - grid.origin_mm[2]) / grid.voxel_mm[2])
+        assert 13 <= below <= 18
+        assert not labels[:, :, :below].any()
+        assert labels[:, :, below:].any()
+        tissue = image[:, :, :below][image[:, :, :below] > 0.1]
+        assert tissue.size > 0.1 * image[:, :, :below].size
+        assert tissue.std() > 0.1
+        brightness.append(float(np.median(tissue)))
+    assert max(brightness) > min(brightness) + 0.05
+
+
+def test_neck_mm_is_how_far_a_scan_reaches(anatomy: Anatomy) -> None:
+    """The field of view reaches neck_mm below the template, and lengthening moves no structure."""
+    longer = Template.with_neck(anatomy)
+    short, long = (scanned(longer, neck_mm=(mm, mm))[2] for mm in (0.0, 60.0))
+    assert short.origin_mm[2] - long.origin_mm[2] == pytest.approx(60.0, abs=0.01)
+    plain = Volume(anatomy.labels, anatomy.affine)
+    grown = Volume(longer.anatomy.labels, longer.anatomy.affine)
+    for code in anatomy.structures:
+        assert centre_mm(grown, code) == pytest.approx(centre_mm(plain, code), abs=1e-6)
+
+
+def test_trim_mm_cuts_or_adds_at_the_other_sides(template: Template) -> None:
+    """Each of the five other sides moves in or out by at most trim_mm, and the lower side stays."""
+    moves = []
+    for seed in range(6):
+        full, trimmed = (scanned(template, seed=seed, trim_mm=t)[2] for t in (0.0, 20.0))
+        assert trimmed.origin_mm[2] == full.origin_mm[2]
+        moves += [trimmed.origin_mm[a] - full.origin_mm[a] for a in range(2)]
+    assert max(np.abs(moves)) <= 20.0
+    assert min(moves) < -3.0 < 3.0 < max(moves)
+
+
+def test_heads_differ_between_people_and_brains_keep_their_place(template: Template) -> None:
+    """People on one template have the same brain labels and much different heads around them."""
+    inside, quartiles = [], []
+    for seed in range(6):
+        image, labels, _ = scanned(template, seed=seed, voxel_mm=(6.0, 6.0, 6.0))
+        inside.append(int((labels > 0).sum()))
+        quartiles.append(np.percentile(image[(labels == 0) & (image > 0.1)], [25, 50, 75]))
+    assert max(inside) < 1.05 * min(inside)
+    assert np.ptp(quartiles, axis=0).max() > 0.1
+
+
+def test_tissue_knobs_spread_the_means() -> None:
+    """tissue_sd moves the deep structures, contrast_sd the cortex; grey matter stays below white."""
+
+    def spread(code: int, **knobs: float) -> float:
+        people = [
+            tissue_means(SITE, replace(STILL, **knobs), np.random.default_rng(seed))
+            for seed in range(40)
+        ]
+        assert all(0.5 < mean[3] / mean[4] < 0.9 for mean in people)
+        assert all(0.05 < mean[1] / mean[4] < 0.45 for mean in people)
+        return float(np.std([mean[code] / mean[4] for mean in people]))
+
+    assert spread(8) == spread(3) == 0.0
+    assert spread(8, tissue_sd=4.0) > 0.03
+    assert spread(3, contrast_sd=0.15) > 0.02
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -354,12 +429,13 @@ def test_the_crop_cuts_from_below_only(template: Template) -> None:
         ({"held_out": True}, "test cases only"),
         ({"voxel_mm": [0, 1, 1]}, "voxel_mm"),
         ({"orientation": "RAR"}, "orientation"),
+        ({"neck_mm": [0.0, 120.0]}, "neck_mm"),
         ({"colour": 1}, "exactly the keys"),
     ],
 )
 def test_senseless_site_knobs_are_refused(change: dict[str, Any], says: str) -> None:
     """A site that contradicts itself is refused with the line of params.yaml it is in."""
-    values = vars(SITE) | {"split": [1, 1, 1], "voxel_mm": [2, 2, 2]} | change
+    values = vars(SITE) | {"split": [1, 1, 1], "voxel_mm": [2, 2, 2], "neck_mm": [0, 0]} | change
     with pytest.raises(SegdistillError, match=f"sites.x.*{says}"):
         SiteKnobs.from_params(values, "params.yaml: sites.x")
 
@@ -374,6 +450,7 @@ def test_the_projects_own_parameters_hold(params: str) -> None:
     assert sum(site.subjects for site in sites) >= 60
     assert sum(site.held_out for site in sites) == 1
     assert any(max(site.voxel_mm) >= 2 * min(site.voxel_mm) for site in sites)
+    assert any(site.voxel_mm == (1.0, 1.0, 1.0) and site.neck_mm[1] > 0 for site in sites)
     assert len({site.orientation for site in sites}) > 1
 
 

