@@ -372,13 +372,15 @@ def template_coordinates(template: Template, subject: Subject, grid: Grid) -> Ar
     at = [
         voxel[a] * grid.voxel_mm[a] + (grid.origin_mm[a] - centre_mm[a]) for a in range(3)
     ]  # mm from the brain's centre
-    turned = [
-        (sum(subject.rotation[b, a] * at[b] for b in range(3)) / subject.scale[a]) for a in range(3)
-    ]
-    rigid = np.stack([turned[a] / template.spacing + template.centre[a] for a in range(3)])
-    nodes = rigid / template.lattice_step
-    shift = [ndimage.map_coordinates(f, nodes, order=1, mode="nearest") for f in subject.flow]
-    return np.asarray(rigid + np.stack(shift) / template.spacing)
+    found = np.empty((3, *grid.shape))
+    for a in range(3):
+        turned = sum(subject.rotation[b, a] * at[b] for b in range(3)) / subject.scale[a]
+        found[a] = turned / template.spacing + template.centre[a]
+    nodes = found / template.lattice_step
+    for a, flow in enumerate(subject.flow):
+        shift = ndimage.map_coordinates(flow, nodes, order=1, mode="nearest")
+        found[a] += shift / template.spacing
+    return found
 
 
 def tissue_means(site: SiteKnobs, cohort: CohortKnobs, rng: np.random.Generator) -> Array:
@@ -452,8 +454,7 @@ def scan(
             if step is not None:
                 at = at + part * step
         image += ndimage.map_coordinates(painted, at, order=1, mode="nearest")
-        # Half a voxel beyond the border is still the border's voxel; farther out is no brain.
-        codes = ndimage.map_coordinates(subject.labels, np.rint(at), order=0)
+        codes = ndimage.map_coordinates(subject.labels, at, order=0, mode="grid-constant")
         if votes is not None:
             votes[codes.ravel(), column] += 1
     image /= len(offsets[0]) * len(offsets[1]) * len(offsets[2])
