@@ -27,9 +27,10 @@ class Job:
         plan: path of plan.json.
         data: folder of prepared cases.
         teacher: folder of the teacher's model, for a student; else None.
+        soft_labels: folder of the teacher's soft labels, for a student; else None.
         network: the ``network`` part of params.yaml.
         training: the ``training`` part of params.yaml.
-        distillation: the ``distillation`` part of params.yaml.
+        distillation: the ``distillation`` part of params.yaml; empty without a teacher.
         tracking: ``{"uri": ..., "run_id": ...}`` of the MLflow run that follows along, or empty.
     """
 
@@ -42,6 +43,7 @@ class Job:
     plan: str
     data: str
     teacher: str | None
+    soft_labels: str | None
     network: Mapping[str, Any]
     training: Mapping[str, Any]
     distillation: Mapping[str, Any]
@@ -58,12 +60,15 @@ class Job:
         """
         data = Path(self.data)
         source = Path(__file__).resolve().parents[1]
-        code = sorted(path for room in ("network", "training") for path in (source / room).rglob("*.py"))
+        code = [path for room in ("network", "training") for path in (source / room).rglob("*.py")]
+        if self.teacher is None:  # how students are taught is no matter of teachers and controls
+            code = [path for path in code if path.parent.name != "distillation"]
         body = self.to_json() | {
             "tracking": None,
             "plan": Plan.read(Path(self.plan)).digest(),
             "data": [sha256_of(path) for path in sorted(data.iterdir())],
             "teacher": self.teacher and read_json(Path(self.teacher) / CARD)["weights_sha256"],
-            "code": [sha256_of(path) for path in code],
+            "soft_labels": self.soft_labels and read_json(Path(self.soft_labels) / "index.json"),
+            "code": [sha256_of(path) for path in sorted(code)],
         }
         return hashlib.sha256(json_bytes(body)).hexdigest()
