@@ -28,8 +28,9 @@ def main() -> None:
         "--data", type=Path, required=True, help="prepared cases; those of split val are used"
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(args.params.read_text())
     plan = Plan.read(args.models / "plan.json")
     cases = read_cases(args.data, "val")[: params["export"]["parity_cases"]]
     names = [
