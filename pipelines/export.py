@@ -31,8 +31,9 @@ def main() -> None:
     parser.add_argument(
         "--all", action="store_true", help="the models that are there, not those of params.yaml"
     )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(args.params.read_text())
     plan = Plan.read(args.models / "plan.json")
     cases = read_cases(args.data, "val")[: params["export"]["parity_cases"]]
     names = (

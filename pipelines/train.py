@@ -30,8 +30,9 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, required=True)
     parser.add_argument("--label", help="what sets the run apart from the pipeline's own of this name")
     parser.add_argument("--here", action="store_true", help="in this process, without Ray")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(args.params.read_text())
     name = args.out.name
     run_name = f"{args.label}-{name}" if args.label else name
     job = make_job(

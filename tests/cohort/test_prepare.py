@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from segdistill.cohort.manifest import Case, Site, read_sites
+from segdistill.cohort.mri import CohortKnobs, SiteKnobs
 from segdistill.cohort.prepare import make_plan, prepare, usable_cases
 from segdistill.cohort.protocol import read_protocol
-from segdistill.cohort.simulate import CohortKnobs, SiteKnobs, simulate_site
+from segdistill.cohort.simulate import simulate_site
 from segdistill.files import SegdistillError, read_json
 from segdistill.runtime.plan import Plan
 from segdistill.volume import read_label_map, write_volume

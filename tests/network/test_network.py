@@ -181,6 +181,62 @@ def test_an_altered_model_is_refused(tmp_path: Path) -> None:
         read_model(tmp_path / "m", PLAN)
 
 
+def test_flat_kernels_and_strides_are_kept(tmp_path: Path) -> None:
+    """Levels with flat kernels and strides come back from disk, export, and keep the input's size."""
+    flat = Architecture(
+        (4, 6, 8),
+        1,
+        PLAN.channels_out,
+        1,
+        "instance",
+        1,
+        strides=((1, 1, 1), (2, 2, 1), (2, 2, 2)),
+        kernels=((3, 3, 1), (3, 3, 3), (3, 3, 3)),
+    )
+    assert flat.divisor == (4, 4, 2)
+    torch.manual_seed(0)
+    write_model(tmp_path / "a", UNet(flat), PLAN, name="a", role="teacher", width=1, training={})
+    body = json.loads((tmp_path / "a" / CARD).read_text())["architecture"]
+    assert body["strides"][1] == [2, 2, 1]
+    network = read_model(tmp_path / "a", PLAN).network
+    assert network.architecture == flat
+    # The finest level's own kernel in its decoder block too, as in nnU-Net.
+    assert network.body.upsamples[-1].conv_block.conv1.conv.kernel_size == (3, 3, 1)
+    assert network.body.upsamples[-2].transp_conv.conv.stride == (2, 2, 2)
+    image = np.random.default_rng(0).normal(size=(1, 1, 12, 16, 10)).astype(np.float32)
+    export_onnx(network, PLAN, tmp_path / "flat.onnx")
+    torch_says = TorchBackend(network)(image)
+    assert torch_says.shape == (1, PLAN.channels_out, 12, 16, 10)
+    assert np.abs(OnnxBackend(tmp_path / "flat.onnx")(image) - torch_says).max() < 1e-4
+
+
+def test_usual_kernels_and_strides_go_without_saying() -> None:
+    """An architecture of cubes has the JSON it had before there were others, and means the same."""
+    usual = Architecture.scaled(KNOBS, 1, 3)
+    body = usual.to_json()
+    assert not {"strides", "kernels"} & set(body)
+    assert Architecture.from_json(body) == usual
+    assert usual.strides == ((2, 2, 2),) * 3
+    assert usual.kernels == ((3, 3, 3),) * 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2))},  # not the stem_stride
+        {"strides": ((2, 2, 2), (4, 2, 2), (2, 2, 2))},
+        {"strides": ((2, 2, 2),)},
+        {"kernels": ((5, 5, 5),) * 3},
+    ],
+)
+def test_kernels_and_strides_that_make_no_network_are_refused(
+    changed: dict[str, tuple[tuple[int, int, int], ...]],
+) -> None:
+    """Strides other than 1 and 2, kernels other than 1 and 3, and one too few are named."""
+    with pytest.raises(SegdistillError, match=r"strides|kernels|stem_stride"):
+        replace(Architecture.scaled(KNOBS, 1, 3), **changed)  # type: ignore[arg-type]
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     """Weights that don't fit the architecture beside them are refused before they are used."""
     write_model(tmp_path / "m", _network(), PLAN, name="teacher", role="teacher", width=1.0, training={})

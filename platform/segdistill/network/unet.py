@@ -1,5 +1,7 @@
 """The network itself: MONAI's DynUNet with deep supervision at every level's own resolution."""
 
+from typing import Any
+
 import torch
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
@@ -8,6 +10,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from segdistill.network.architecture import Architecture
 
 SLOPE = 0.01  # of the leaky ReLU, DynUNet's and ours
+
+
+class _Body(DynUNet):  # type: ignore[misc]
+    """DynUNet whose decoder has each level's own kernel (as nnU-Net), not that of the level below."""
+
+    kernel_size: Any
+
+    def get_upsamples(self) -> Any:
+        kernels = self.kernel_size
+        self.kernel_size = [kernels[0], *kernels[:-1]]
+        blocks = super().get_upsamples()
+        self.kernel_size = kernels
+        return blocks
 
 
 class UNet(nn.Module):
@@ -27,12 +42,11 @@ class UNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        levels = len(architecture.channels)
-        self.body = DynUNet(
+        self.body = _Body(
             spatial_dims=3,
             in_channels=architecture.channels_in,
             out_channels=architecture.channels_out * architecture.stem_stride**3,
-            kernel_size=[3] * levels,
+            kernel_size=architecture.kernels,
             strides=architecture.strides,
             upsample_kernel_size=architecture.strides[1:],
             filters=architecture.channels,
