@@ -20,7 +20,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("copy")
     for name in ("pipelines", "platform", "serving", "studies"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.lock"))
-    for name in ("dvc.yaml", "params.yaml"):
+    for name in ("dvc.yaml", "params.yaml", "pipeline.yaml"):
         shutil.copy(ROOT / name, root / name)
     _dvc(root, "init", "--no-scm", "-q")
     with Repo(str(root)) as repo:
