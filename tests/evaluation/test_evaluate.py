@@ -234,7 +234,7 @@ def test_report_shows_the_three_worst_cases(reports):
 
 
 def test_report_says_what_training_costs(reports):
-    """Patches per second are all patches over all seconds, and shares are of the time, not of the rows."""
+    """Patches per second are all patches over all seconds, and shares are of time, not of rows."""
     (row,) = training_pace(reports / "curves", ["teacher", "student-x4"])
     seconds = {10: 10 / 2.0, 40: 30 / 4.0}  # with a patch a step
     assert row["steps"] == 40
