@@ -34,7 +34,7 @@ def test_a_page_without_its_markers_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_ablations_table_shows_differences_and_the_choice() -> None:
-    """A row shows its mean with spread, its differences in points with error and wins, and the choice."""
+    """A row shows mean and spread, differences in points with error and wins, and the choice."""
     line = {
         "row": "region_context",
         "width": "x4",
