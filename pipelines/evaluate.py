@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: every bundle on every test case, into scorecard, family table and report."""
+"""Stage ``evaluate``: every bundle on every test case, into scorecard and family table."""
 
 import argparse
 import sys

@@ -28,16 +28,18 @@ def main() -> None:
     parser.add_argument("--soft-labels", type=Path, help="folder of the teacher's soft labels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--curves", type=Path, required=True)
+    parser.add_argument("--label", help="what sets the run apart from the pipeline's own of this name")
     parser.add_argument("--here", action="store_true", help="in this process, without Ray")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
     params = yaml.safe_load(args.params.read_text())
     name = args.out.name
+    run_name = f"{args.label}-{name}" if args.label else name
     job = make_job(
         params,
         args.role,
         args.key,
-        name=name,
+        name=run_name,
         plan=args.plan,
         data=args.data,
         teacher=args.teacher,
@@ -51,7 +53,7 @@ def main() -> None:
     store = open_store(Path.cwd())
     run_id = start_run(
         store,
-        f"{params['task']}/{name}",
+        f"{params['task']}/{run_name}",
         params={
             f"{part}.{key}": value
             for part in ("network", "training", "distillation")
@@ -83,7 +85,7 @@ def main() -> None:
         writer.writerows(history)
         partial.write_text(text.getvalue())
     end_run(store, run_id)
-    print(f"{args.out}: {name}, {history[-1]['step']} steps, val Dice {history[-1]['val_dice']:.3f}")
+    print(f"{args.out}: {run_name}, {history[-1]['step']} steps, val Dice {history[-1]['val_dice']:.3f}")
 
 
 def make_job(

@@ -1,7 +1,7 @@
 """The plan, made from the training split, and the training cases as the networks see them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,21 @@ def usable_cases(sites: Iterable[tuple[Path, Site]]) -> list[Entry]:
                 f"no site has a labelled case in split {split!r}. Check 'split' of the sites."
             )
     return found
+
+
+def hold_out(sites: list[tuple[Path, Site]], name: str) -> list[tuple[Path, Site]]:
+    """The sites, one of them kept out of training as if its manifest said so.
+
+    Raises:
+        SegdistillError: no site of that name.
+    """
+    if name not in {site.site for _, site in sites}:
+        raise SegdistillError(
+            f"{name}: no such site; there are {', '.join(site.site for _, site in sites)}."
+        )
+    return [
+        (folder, replace(site, held_out=True) if site.site == name else site) for folder, site in sites
+    ]
 
 
 def make_plan(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -225,22 +226,31 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def validate(network: UNet, cases: list[TrainingCase], plan: Plan) -> float:
-    """Mean Dice (structures present, then cases) on the plan's grid, with windows that don't overlap."""
+    """Mean Dice (structures present, then cases), see :func:`structure_dice`."""
+    return float(np.nanmean(structure_dice(network, cases, plan), axis=1).mean())
+
+
+def structure_dice(network: UNet, cases: list[TrainingCase], plan: Plan) -> NDArray[np.float64]:
+    """Dice on the plan's grid, with windows that don't overlap.
+
+    Returns:
+        (cases, structures), NaN where a case's labels lack the structure.
+    """
     quick = replace(plan, overlap=0.0)
     backend = TorchBackend(network)
     scores = []
     for case in cases:
         predicted = predict(case.image.astype(np.float32), quick, backend).argmax(axis=0)
-        scores.append(_mean_dice(predicted, np.asarray(case.label), plan.channels_out))
-    return float(np.mean(scores))
+        scores.append(_dice(predicted, np.asarray(case.label), plan.channels_out))
+    return np.array(scores)
 
 
-def _mean_dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> float:
+def _dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> NDArray[np.float64]:
     pairs = np.bincount((label.astype(np.int64) * classes + predicted).ravel(), minlength=classes**2)
     table = pairs.reshape(classes, classes)
-    present = table.sum(axis=1) > 0
     dice = 2 * np.diag(table) / np.maximum(1, table.sum(axis=0) + table.sum(axis=1))
-    return float(dice[1:][present[1:]].mean())
+    present = table.sum(axis=1) > 0
+    return np.asarray(np.where(present, dice, np.nan)[1:])
 
 
 class _Curve:
