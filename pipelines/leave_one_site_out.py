@@ -20,8 +20,9 @@ def main() -> None:
     parser.add_argument("--full", type=Path, required=True, help="scorecard of the full family")
     parser.add_argument("--sites", type=Path, required=True, help="folder of the sites")
     parser.add_argument("--out", type=Path, required=True, help="folder for SITE.csv and SITE.json")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(arguments.params.read_text())
     family = read_family(arguments.bundles)
     card = make_scorecard(
         family,
