@@ -40,8 +40,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## the whole chain on the simulated cohort: train, distil, evaluate, promote, package, serve
-	@$(BIN)/python -m pipelines.demo
+demo: $(STAMP) ## the whole chain, simulated: train, distil, evaluate, promote, package, serve; TASK=abdominal_ct for CT
+	@$(BIN)/python -m pipelines.demo $(TASK)
 
 .PHONY: test
 test: lint ## install, check the style and run all tests
@@ -66,7 +66,7 @@ ui: $(STAMP) ## the registry in the browser, on this machine only: http://127.0.
 
 .PHONY: serve
 serve: $(STAMP) ## the champion over HTTP, on this machine only: http://127.0.0.1:3000
-	@$(BIN)/bentoml serve --host 127.0.0.1 --port $(or $(PORT),3000)
+	@$(if $(TASK),SEGDISTILL_TASK=$(TASK)) $(BIN)/bentoml serve --host 127.0.0.1 --port $(or $(PORT),3000)
 
 .PHONY: readme
 readme: $(STAMP) ## bring the README's and the studies' tables in step with the last evaluation

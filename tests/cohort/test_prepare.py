@@ -28,7 +28,7 @@ KNOBS: dict[str, Any] = {
     "mode": "windows",
     "overlap": 0.5,
 }
-PEOPLE = CohortKnobs(4.0, 24.0, 0.02, 3.0, (0.9, 1.2), 0.5)
+PEOPLE = CohortKnobs(4.0, 24.0, 0.02, 3.0, (0.9, 1.2), 0.5, 2.0, 0.1)
 SCANNER = SiteKnobs(
     subjects=4,
     split=(2, 1, 1),
@@ -42,6 +42,8 @@ SCANNER = SiteKnobs(
     blur_mm=0.5,
     skull=True,
     crop_mm=0.0,
+    neck_mm=(0.0, 0.0),
+    trim_mm=0.0,
 )
 
 Sites = list[tuple[Path, Site]]

@@ -169,6 +169,6 @@ def test_service_that_does_not_start_is_shown(tmp_path: Path) -> None:
         copy(source, tmp_path / name)
     with (
         pytest.raises(SegdistillError, match=r"(?s)ended.*Nothing is packaged"),
-        demo.serve(tmp_path, tmp_path / "serve.log"),
+        demo.serve(tmp_path, tmp_path / "serve.log", "brain_mri"),
     ):
         pass

@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segdistill.files import json_bytes, read_json, sha256_of
-from segdistill.network.model import CARD, Role
 from segdistill.runtime.plan import Plan
+
+if TYPE_CHECKING:
+    from segdistill.network.model import Role
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Job:
     """
 
     name: str
-    role: Role
+    role: "Role"
     width: float
     steps: int
     learning_rate: float
@@ -58,6 +60,10 @@ class Job:
 
         A run of the same digest may go on from its checkpoint; one of another must not.
         """
+        from segdistill.network.model import (
+            CARD,
+        )  # seconds of imports, which Ray's own actors do without
+
         data = Path(self.data)
         source = Path(__file__).resolve().parents[1]
         code = [path for room in ("network", "training") for path in (source / room).rglob("*.py")]
