@@ -1,7 +1,7 @@
 """The whole platform once: train, promote, package, serve, and segment a held-out scan over HTTP.
 
-``python -m pipelines.demo`` goes through the task of params.yaml, ``python -m pipelines.demo TASK`` through the
-one in tasks/TASK; neither touches what the other made.
+``python -m pipelines.demo`` goes through the task of params.yaml, ``python -m pipelines.demo TASK``
+through the one in tasks/TASK; neither touches what the other made.
 
 Interrupted and started again, it goes on where it was: every step looks at what is there already.
 """
@@ -153,7 +153,7 @@ def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str,
     if PROMOTED not in rows:
         raise SegdistillError(
             f"reports/{task}/family.json: it has no {PROMOTED}, which the demo promotes. Put x4 back "
-            "under 'students' in the task's params.yaml, or promote another: segdistill promote NAME --reason ..."
+            "under 'students' in the parameters, or promote another: segdistill promote NAME --reason ..."
         )
     row, teacher = rows[PROMOTED], family[0]
     reason = (
