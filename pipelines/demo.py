@@ -153,7 +153,7 @@ def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str,
     if PROMOTED not in rows:
         raise SegdistillError(
             f"reports/{task}/family.json: it has no {PROMOTED}, which the demo promotes. Put x4 back "
-            "under 'students' in the parameters, or promote another: segdistill promote NAME --reason ..."
+            "under 'students' of the task, or promote another: segdistill promote NAME --reason ..."
         )
     row, teacher = rows[PROMOTED], family[0]
     reason = (
