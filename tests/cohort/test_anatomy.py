@@ -8,12 +8,12 @@ import pytest
 from segdistill.cohort.anatomy import (
     WHEEL,
     WHEEL_SHA256,
-    WHEELS_VARIABLE,
     find_wheel,
     make_anatomy,
     map_labels,
     read_anatomy,
 )
+from segdistill.cohort.pinned import WHEELS_VARIABLE
 from segdistill.cohort.protocol import read_protocol
 from segdistill.files import SegdistillError
 from tests.phantom import phantom_anatomy

