@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from segdistill.cohort.unseen import Group, UnseenCase, read_unseen
@@ -27,6 +28,7 @@ DECIMALS = {"dice": 5, "volume_ml": 3, "reference_ml": 3}
 
 _VEIL = 0.55  # how much of a voxel's colour is the group's, the rest is the scan
 _OUTLINE = "#ff5050"
+_COLOURS = (PALETTE[2], *PALETTE[:2], *PALETTE[3:])  # neighbours that are told apart at a glance
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,9 @@ def summarise(
     models = []
     for member in family:
         own = table[table["model"] == member.name]
-        counted = own[[pair in averaged for pair in zip(own["case"], own["group"], strict=True)]]
+        # An empty list would choose no columns instead of no rows.
+        chosen = [pair in averaged for pair in zip(own["case"], own["group"], strict=True)]
+        counted = own[np.array(chosen, bool)]
         by_case = counted.groupby("case", sort=False)["dice"].mean()
         by_group = own.groupby("group", sort=False)["dice"].mean()
         models.append(
@@ -284,7 +288,7 @@ def draw(
     }
     low, high = np.percentile(grey, (1, 99.5))
     shown = np.clip((grey - low) / max(high - low, 1e-6), 0, 1)
-    colours = [np.array([int(c[n : n + 2], 16) / 255 for n in (1, 3, 5)]) for c in PALETTE]
+    colours = [np.array([int(c[n : n + 2], 16) / 255 for n in (1, 3, 5)]) for c in _COLOURS]
     anything = np.any(truths, axis=0)
     columns = ["scan and reference", *found]
     with rc_context({"font.family": "DejaVu Sans", "font.size": 9, "text.color": "#e5e7eb"}):
@@ -316,11 +320,17 @@ def draw(
                     value = dice.get(name)
                     score = "" if value is None else f"\nmean Dice {value:.3f}"
                     axes.set_title(f"{name}{score}", fontsize=9.5)
-        legend = ", ".join(
-            f"{name.replace('_', ' ')}: {hue}"
-            for name, hue in zip(drawn, ("light blue", "blue", "orange", "yellow"), strict=False)
+        figure.legend(
+            handles=[
+                Patch(color=colour, label=name.replace("_", " "))
+                for name, colour in zip(drawn, colours, strict=False)
+            ],
+            loc="outside lower center",
+            ncols=4,
+            title="outlines: the reference; colours: the model",
+            frameon=False,
+            labelcolor="#e5e7eb",
         )
-        figure.supxlabel(f"outlines: the reference; colours: the model ({legend})", color="#e5e7eb")
     return figure
 
 
