@@ -343,6 +343,7 @@ def summary(
             f"Label map  {answered.labels.relative_to(root)} of {asked.case} from {where}: "
             f"mean Dice {float(np.nanmean(list(answered.dice.values()))):.3f}",
             f"Overlay    {answered.picture.relative_to(root)}",
+            *unseen_line(root / "reports" / task / "unseen.json", champion["name"]),
             "",
             "Go on with",
             f"  {f'the registry at {store}' if store.startswith('http') else registry}",
@@ -352,6 +353,26 @@ def summary(
             "Research use, not a medical device.",
         ]
     )
+
+
+def unseen_line(path: Path, champion: str) -> list[str]:
+    """One line on the real scan that no training saw, none where it wasn't looked at.
+
+    Args:
+        path: ``reports/TASK/unseen.json``.
+        champion: name of the model that is served.
+    """
+    rows = {row["name"]: row for row in read_json(path)["models"]} if path.is_file() else {}
+    if champion not in rows or rows[champion]["dice"] is None:
+        return []
+    each = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}"
+        for name, value in rows[champion]["groups"].items()
+        if value is not None
+    )
+    return [
+        f"Real scan  {champion} on a scan never trained on: Dice {rows[champion]['dice']:.3f} ({each})"
+    ]
 
 
 def family_table(family: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -237,7 +237,7 @@ def test_the_crop_of_a_ct_finds_the_body_and_not_the_table(spacing, fill):
     """Table, arms and padding are cut away, the trunk with its gas and through all slices is kept."""
     shape = tuple(int(size / mm) for size, mm in zip((480, 360, 120), spacing, strict=True))
     at = [np.arange(n) * mm for n, mm in zip(shape, spacing, strict=True)]
-    x, y, z = np.meshgrid(*at, indexing="ij")
+    x, y, _ = np.meshgrid(*at, indexing="ij")
     hu = np.full(shape, fill, np.float32)
     trunk = ((x - 240) / 130) ** 2 + ((y - 180) / 90) ** 2 <= 1
     hu[trunk] = 40
