@@ -43,6 +43,12 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## the whole chain, simulated: train, distil, evaluate, promote, package, serve; TASK=abdominal_ct for CT
 	@$(BIN)/python -m pipelines.demo $(TASK)
 
+.PHONY: real-person
+real-person: $(STAMP) ## every model on a real scan that no training saw (needs the trained family)
+	@$(BIN)/python -m dvc repro unseen
+	@$(BIN)/python -m pipelines.unseen --show --task $$(sed -n 's/^task: *\([a-z_]*\).*/\1/p' params.yaml) \
+	  --out reports/$$(sed -n 's/^task: *\([a-z_]*\).*/\1/p' params.yaml)
+
 .PHONY: test
 test: lint ## install, check the style and run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

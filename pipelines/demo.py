@@ -1,7 +1,7 @@
 """The whole platform once: train, promote, package, serve, and segment a held-out scan over HTTP.
 
-``python -m pipelines.demo`` goes through the task of params.yaml, ``python -m pipelines.demo TASK`` through the
-one in tasks/TASK; neither touches what the other made.
+``python -m pipelines.demo`` goes through the task of params.yaml, ``python -m pipelines.demo TASK``
+through the one in tasks/TASK; neither touches what the other made.
 
 Interrupted and started again, it goes on where it was: every step looks at what is there already.
 """
@@ -153,7 +153,7 @@ def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str,
     if PROMOTED not in rows:
         raise SegdistillError(
             f"reports/{task}/family.json: it has no {PROMOTED}, which the demo promotes. Put x4 back "
-            "under 'students' in the task's params.yaml, or promote another: segdistill promote NAME --reason ..."
+            "under 'students' of the task, or promote another: segdistill promote NAME --reason ..."
         )
     row, teacher = rows[PROMOTED], family[0]
     reason = (
@@ -343,6 +343,7 @@ def summary(
             f"Label map  {answered.labels.relative_to(root)} of {asked.case} from {where}: "
             f"mean Dice {float(np.nanmean(list(answered.dice.values()))):.3f}",
             f"Overlay    {answered.picture.relative_to(root)}",
+            *unseen_line(root / "reports" / task / "unseen.json", champion["name"]),
             "",
             "Go on with",
             f"  {f'the registry at {store}' if store.startswith('http') else registry}",
@@ -352,6 +353,26 @@ def summary(
             "Research use, not a medical device.",
         ]
     )
+
+
+def unseen_line(path: Path, champion: str) -> list[str]:
+    """One line on the real scan that no training saw, none where it wasn't looked at.
+
+    Args:
+        path: ``reports/TASK/unseen.json``.
+        champion: name of the model that is served.
+    """
+    rows = {row["name"]: row for row in read_json(path)["models"]} if path.is_file() else {}
+    if champion not in rows or rows[champion]["dice"] is None:
+        return []
+    each = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}"
+        for name, value in rows[champion]["groups"].items()
+        if value is not None
+    )
+    return [
+        f"Real scan  {champion} on a scan never trained on: Dice {rows[champion]['dice']:.3f} ({each})"
+    ]
 
 
 def family_table(family: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -215,19 +215,20 @@ class Torso(Template):
     @cached_property
     def content(self) -> dict[str, NDArray[np.bool_]]:
         """(X, Y, Z) what lies inside the wall of each hollow organ."""
-        return {
+        inner = {
             name: ndimage.distance_transform_edt(self.tissue[name]) * self.spacing > _WALL_MM
             for name in _HOLLOW
             if name in self.tissue
         }
+        return {name: mask for name, mask in inner.items() if mask.any()}
 
     @cached_property
     def emptied(self) -> Array:
         """(X, Y, Z) HU as :attr:`clean`, without the gas that the patient had in stomach and bowel."""
         image = self.clean.copy()
         hollow = np.zeros(image.shape, bool)
-        for name in self.content:
-            hollow |= self.tissue[name]
+        for name in _HOLLOW:
+            hollow |= self.tissue.get(name, np.zeros(image.shape, bool))
         gassy = image < -150.0
         image[hollow & gassy] = ENHANCEMENT["colon"][0]
         # What of the gas spread into the voxels beside the organ is fat there.

@@ -3,8 +3,7 @@
 A wheel is only a zip, and pip downloads it as it is. For a source distribution pip insists on metadata
 before it keeps the file, and would run the package's ``setup.py`` for them. It doesn't get to: pip is
 told to build without isolation, and a stand-in for setuptools, first on its path, states name and
-version and nothing more. An archive with another build backend is refused by pip for want of that
-backend.
+version and nothing more. An archive with another build backend is refused by pip for want of it.
 """
 
 import os

@@ -19,7 +19,7 @@ _KEYS = {
     *("modality", "orientation", "spacing_mm", "foreground"),
     *("normalisation", "patch_size", "mode", "overlap"),
 }
-_SAMPLES = 100_000  # foreground voxels per case that the HU statistics are taken from
+_SAMPLES = 100_000  # labelled voxels per case for the HU statistics, some several times in a small case
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def hu_statistics(
     """The fixed CT normalisation from the labelled voxels of (scan, label map) pairs.
 
     Clip to the 0.5 and 99.5 percentiles, then take mean and standard deviation (HU). As in nnU-Net
-    (Isensee et al., Nature Methods 2021) every case gives the same number of voxels at most.
+    (Isensee et al., Nature Methods 2021) every case gives the same number of voxels, and mean and
+    deviation are of the voxels before the clip.
 
     Raises:
         SegdistillError: no labelled voxel at all.
@@ -146,8 +147,8 @@ def hu_statistics(
     values: list[NDArray[np.float64]] = []
     for scan, label in pairs:
         inside = scan.array[np.isin(label.array, list(structures))].astype(np.float64)
-        step = max(1, len(inside) // _SAMPLES)
-        values.append(inside[::step])
+        if len(inside):
+            values.append(inside[np.linspace(0, len(inside) - 1, _SAMPLES).round().astype(np.int64)])
     pool = np.concatenate(values) if values else np.empty(0)
     if not len(pool):
         raise SegdistillError(

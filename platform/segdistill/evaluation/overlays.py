@@ -96,9 +96,9 @@ def overlay(
         dice: name to the case's mean Dice, shown above the picture.
         structures: label code to name.
     """
-    grey, spacing = _to_ras(scan.array, scan.affine)
-    maps = {"reference": _to_ras(reference, scan.affine)[0]}
-    maps |= {name: _to_ras(labels, scan.affine)[0] for name, labels in predictions.items()}
+    grey, spacing = to_ras(scan.array, scan.affine)
+    maps = {"reference": to_ras(reference, scan.affine)[0]}
+    maps |= {name: to_ras(labels, scan.affine)[0] for name, labels in predictions.items()}
     truth = maps["reference"]
     differ: NDArray[np.bool_] | None = None
     if len(predictions) > 1:
@@ -179,9 +179,7 @@ def _colours(structures: int) -> NDArray[np.float64]:
     return np.array([[int(text[n : n + 2], 16) / 255 for n in (1, 3, 5)] for text in hexes])
 
 
-def _to_ras(
-    array: NDArray[Any], affine: NDArray[np.float64]
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Flip and swap axes to RAS; returns the array and its spacing in mm along the new axes."""
     orientation = nib.orientations.io_orientation(affine)
     turned = nib.orientations.apply_orientation(array, orientation)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from segdistill.files import SegdistillError, json_bytes, read_json, write_json
 
-Foreground = Literal["nonzero", "above_mean"]
+Foreground = Literal["nonzero", "above_mean", "body"]
 Mode = Literal["windows", "whole"]
 
 
@@ -49,8 +49,9 @@ class Plan:
         modality: ``mri`` or ``ct``.
         orientation: axis codes that scans are brought to, e.g. ``RAS``.
         spacing_mm: voxel size the network works at, in mm.
-        foreground: what counts as content for the crop and for ``zscore``: ``nonzero`` or
-            ``above_mean`` (voxels above the scan's mean intensity: the head without the air).
+        foreground: what counts as content for the crop and for ``zscore``: ``nonzero``,
+            ``above_mean`` (voxels above the scan's mean intensity: the head without the air), or
+            ``body`` (CT: the largest piece that is no air, without table and arms).
         normalisation: see :class:`Normalisation`.
         patch_size: window size in voxels; also the training patch.
         size_divisor: network inputs must be multiples of this many voxels on every axis.
