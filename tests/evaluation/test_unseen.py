@@ -13,7 +13,7 @@ from pipelines.demo import unseen_line
 from segdistill.cohort.pinned import WHEELS_VARIABLE
 from segdistill.cohort.protocol import read_protocol
 from segdistill.cohort.unseen import SOURCES, Group, make_unseen, read_unseen
-from segdistill.evaluation.unseen import check_unseen, html_section, in_words, score_groups
+from segdistill.evaluation.unseen import check_unseen, in_words, score_groups
 from segdistill.files import SegdistillError, read_json, sha256_of, write_json
 from segdistill.volume import read_label_map, write_volume
 from tests.small_family import TASK, make_root
@@ -129,7 +129,6 @@ def test_the_whole_stage_on_a_small_family(tmp_path: Path, monkeypatch: pytest.M
     assert by_name["student-x4"]["groups"]["core"] < 0.6
     assert len((out / "unseen.csv").read_text().splitlines()) == 1 + 3 * 2
     assert (out / "unseen.png").read_bytes().startswith(b"\x89PNG")
-    assert "Made up &lt;for the test&gt;." in html_section(body)
     assert any(line.startswith("Not in the mean: core") for line in in_words(body))
     assert "student-x4" in unseen_line(out / "unseen.json", "student-x4")[0]
 
@@ -140,7 +139,6 @@ def test_a_task_without_unseen_scans_gets_empty_reports(tmp_path: Path) -> None:
     assert make_unseen(TASK, tmp_path / "data", tmp_path / "no-sources") == ()
     body = check_unseen(tmp_path / "bundles" / TASK, tmp_path / "data", tmp_path / "out", TASK)
     assert body["models"] == []
-    assert html_section(body) == ""
     assert unseen_line(tmp_path / "out" / "unseen.json", "teacher") == []
 
 

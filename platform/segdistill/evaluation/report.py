@@ -28,8 +28,8 @@ from segdistill.evaluation.verdict import MEASURE_NAMES, Verdict
 from segdistill.files import atomic_path, read_json
 
 DASH = "\N{EN DASH}"
-#: What studies leave beside the evaluation; a section each, if it is there.
-ABLATION, LEFT_OUT = "ablation.json", "leave_one_site_out"
+#: What studies and the check on a real scan leave beside the evaluation; a section each, if it is there.
+ABLATION, LEFT_OUT, UNSEEN = "ablation.json", "leave_one_site_out", "unseen.json"
 
 
 def write_report(reports: Path, path: Path) -> None:
@@ -118,6 +118,7 @@ def _context(reports: Path) -> dict[str, Any]:
         "memory_case": memory["case"].iloc[0],
         "pace": training_pace(reports / "curves", list(roles)),
         "ablation": _if_there(reports / ABLATION),
+        "unseen": _if_there(reports / UNSEEN),
         "left_out": [read_json(path) for path in sorted((reports / LEFT_OUT).glob("*.json"))],
         "pictures": _pictures(reports),
     }

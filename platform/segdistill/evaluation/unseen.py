@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -332,42 +331,3 @@ def draw(
             labelcolor="#e5e7eb",
         )
     return figure
-
-
-def html_section(body: Mapping[str, Any]) -> str:
-    """The summary as a section of an HTML page; an empty string where there is no unseen scan.
-
-    Args:
-        body: what is in ``unseen.json``.
-    """
-    if not body["models"]:
-        return ""
-    groups = list(dict.fromkeys(name for row in body["models"] for name in row["groups"]))
-    heads = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in groups)
-    lines = [
-        f'<tr class="{escape(row["role"])}"><td>{escape(row["name"])}</td><td>{_cell(row["dice"])}</td>'
-        + "".join(f"<td>{_cell(row['groups'].get(name))}</td>" for name in groups)
-        + "</tr>"
-        for row in body["models"]
-    ]
-    notes = [
-        f'<p class="quiet">{escape(case["case"])}: {escape(case["note"])}</p>' for case in body["cases"]
-    ]
-    return "\n".join(
-        [
-            "<section>",
-            "<h2>A scan that no training saw</h2>",
-            '<div class="scroll">',
-            "<table>",
-            f"<tr><th>model</th><th>mean Dice</th>{heads}</tr>",
-            *lines,
-            "</table>",
-            "</div>",
-            *notes,
-            "</section>",
-        ]
-    )
-
-
-def _cell(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
