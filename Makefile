@@ -44,10 +44,10 @@ demo: $(STAMP) ## the whole chain, simulated: train, distil, evaluate, promote, 
 	@$(BIN)/python -m pipelines.demo $(TASK)
 
 .PHONY: real-person
-real-person: $(STAMP) ## every model on a real scan that no training saw (needs the trained family)
-	@$(BIN)/python -m dvc repro unseen
-	@$(BIN)/python -m pipelines.unseen --show --task $$(sed -n 's/^task: *\([a-z_]*\).*/\1/p' params.yaml) \
-	  --out reports/$$(sed -n 's/^task: *\([a-z_]*\).*/\1/p' params.yaml)
+real-person: $(STAMP) ## every model on a real scan that no training saw (needs the trained family); TASK=abdominal_ct for CT
+	@$(BIN)/python -m dvc repro $(if $(TASK),tasks/$(TASK)/dvc.yaml:)unseen
+	@task=$(or $(TASK),$$(sed -n 's/^task: *\([a-z_]*\).*/\1/p' params.yaml)); \
+	  $(BIN)/python -m pipelines.unseen --show --task $$task --out reports/$$task
 
 .PHONY: test
 test: lint ## install, check the style and run all tests

@@ -19,7 +19,15 @@ from segdistill.cohort.pinned import Pinned, fetch, read_members
 from segdistill.cohort.protocol import read_protocol
 from segdistill.cohort.surface import inside, read_gifti
 from segdistill.files import SegdistillError, atomic_folder, read_json, write_json
-from segdistill.volume import Volume, read_label_map, read_volume, same_grid, write_volume
+from segdistill.volume import (
+    Volume,
+    read_dicom_series,
+    read_label_map,
+    read_volume,
+    same_grid,
+    turned,
+    write_volume,
+)
 
 SOURCES = Path(__file__).parent / "unseen_scans"
 MANIFEST = "unseen.json"
@@ -135,9 +143,11 @@ def _case(entry: Mapping[str, Any]) -> UnseenCase:
     name = str(entry["case"])
     if ("surfaces" in entry) == ("reference" in entry):
         raise ValueError(f"{name} needs either 'surfaces' or 'reference'")
+    if ("image" in entry) == ("dicom" in entry):
+        raise ValueError(f"{name} needs either 'image' or 'dicom'")
     return UnseenCase(
         case=name,
-        image=f"{name}/image{_suffix(entry['image'])}",
+        image=f"{name}/image{_suffix(entry.get('image', '.nii.gz'))}",
         reference=f"{name}/reference{_suffix(entry.get('reference', '.nii.gz'))}",
         groups=_groups(entry["groups"]),
         note=str(entry["note"]),
@@ -159,23 +169,39 @@ def _check_structures(source: Path, task: str, cases: Sequence[UnseenCase]) -> N
 
 def _write_case(out: Path, entry: Mapping[str, Any], case: UnseenCase, archive: Path) -> None:
     surfaces: dict[int, list[str]] = entry.get("surfaces", {})
-    names = [entry["image"], *(name for group in surfaces.values() for name in group)]
+    slices: list[str] = entry.get("dicom", [])
+    names = [*slices, *(name for group in surfaces.values() for name in group)]
+    names += [entry["image"]] if "image" in entry else []
     names += [entry["reference"]] if "reference" in entry else []
     members = read_members(archive, names)
     image = out / case.image
     image.parent.mkdir(parents=True, exist_ok=True)
-    image.write_bytes(members[entry["image"]])
+    if "reference" in entry:
+        (out / case.reference).write_bytes(members[entry["reference"]])
+    if slices:
+        scan = _stacked([members[name] for name in slices])
+        if "reference" in entry:  # its tool may have stored the axes in another order
+            scan = turned(scan, read_label_map(out / case.reference).orientation)
+        write_volume(image, np.rint(scan.array).astype(np.int16), scan.affine)
+    else:
+        image.write_bytes(members[entry["image"]])
     scan = read_volume(image)
     if surfaces:
         labels = label_surfaces(
             {code: [(name, members[name]) for name in group] for code, group in surfaces.items()}, scan
         )
         write_volume(out / case.reference, labels, scan.affine)
-    else:
-        (out / case.reference).write_bytes(members[entry["reference"]])
     reference = read_label_map(out / case.reference)
     if not same_grid(scan, reference):
         raise SegdistillError(f"{archive}: the reference of {case.case} isn't on its scan's grid.")
+
+
+def _stacked(slices: Sequence[bytes]) -> Volume:
+    """The scan of a DICOM series; whole numbers, as CT and MR store them, survive int16 unchanged."""
+    with tempfile.TemporaryDirectory() as name:
+        for number, body in enumerate(slices):
+            (Path(name) / f"{number:05d}").write_bytes(body)
+        return read_dicom_series(Path(name))
 
 
 def label_surfaces(

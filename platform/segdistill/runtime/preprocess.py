@@ -212,9 +212,9 @@ def foreground(
 def body(array: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.bool_]:
     """The body in a CT: the largest piece denser than -500 HU and thicker than 20 mm.
 
-    A table's shells are thinner and fall away, arms beside the trunk are another piece. Looked for on
-    about every 4 mm; a corner may be missing, for which the crop's margin makes up. Where nothing is so
-    thick, all that is denser than -500 HU.
+    A table's shells are thinner and fall away, arms that don't touch the trunk are other pieces. Looked
+    for on about every 4 mm; a corner may be missing, for which the crop's margin makes up. Where nothing
+    is so thick, all that is denser than -500 HU.
 
     Args:
         array: (X, Y, Z) HU.
