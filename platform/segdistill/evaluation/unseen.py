@@ -321,8 +321,8 @@ def draw(
                     axes.set_title(f"{name}{score}", fontsize=9.5)
         figure.legend(
             handles=[
-                Patch(color=colour, label=name.replace("_", " "))
-                for name, colour in zip(drawn, colours, strict=False)
+                Patch(color=tone, label=name.replace("_", " "))
+                for name, tone in zip(drawn, _COLOURS, strict=False)
             ],
             loc="outside lower center",
             ncols=4,
