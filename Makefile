@@ -40,8 +40,14 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## the whole chain on the simulated cohort: train, distil, evaluate, promote, package, serve
-	@$(BIN)/python -m pipelines.demo
+demo: $(STAMP) ## the whole chain, simulated: train, distil, evaluate, promote, package, serve; TASK=abdominal_ct for CT
+	@$(BIN)/python -m pipelines.demo $(TASK)
+
+.PHONY: real-person
+real-person: $(STAMP) ## every model on a real scan that no training saw (needs the trained family); TASK=abdominal_ct for CT
+	@$(BIN)/python -m dvc repro $(if $(TASK),tasks/$(TASK)/dvc.yaml:)unseen
+	@task=$(or $(TASK),$$(sed -n 's/^task: *\([a-z_]*\).*/\1/p' params.yaml)); \
+	  $(BIN)/python -m pipelines.unseen --show --task $$task --out reports/$$task
 
 .PHONY: test
 test: lint ## install, check the style and run all tests
@@ -66,11 +72,12 @@ ui: $(STAMP) ## the registry in the browser, on this machine only: http://127.0.
 
 .PHONY: serve
 serve: $(STAMP) ## the champion over HTTP, on this machine only: http://127.0.0.1:3000
-	@$(BIN)/bentoml serve --host 127.0.0.1 --port $(or $(PORT),3000)
+	@$(if $(TASK),SEGDISTILL_TASK=$(TASK)) $(BIN)/bentoml serve --host 127.0.0.1 --port $(or $(PORT),3000)
 
 .PHONY: readme
-readme: $(STAMP) ## bring the README's table in step with the last evaluation
+readme: $(STAMP) ## bring the README's and the studies' tables in step with the last evaluation
 	@$(BIN)/python -m pipelines.readme_table
+	@$(BIN)/python -m pipelines.study_tables
 
 .PHONY: lock
 lock: $(STAMP) ## write requirements.lock from what is installed now

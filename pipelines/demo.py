@@ -1,8 +1,12 @@
 """The whole platform once: train, promote, package, serve, and segment a held-out scan over HTTP.
 
+``python -m pipelines.demo`` goes through the task of params.yaml, ``python -m pipelines.demo TASK``
+through the one in tasks/TASK; neither touches what the other made.
+
 Interrupted and started again, it goes on where it was: every step looks at what is there already.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -45,6 +49,7 @@ class Asked:
         case: its name.
         held_out: whether the site was kept out of training.
         simulated: whether its subjects and scanner are simulated.
+        note: what its manifest says a reader must know.
         image: the scan's file.
         label: the reference label map's file.
         structures: label code to structure name.
@@ -54,6 +59,7 @@ class Asked:
     case: str
     held_out: bool
     simulated: bool
+    note: str
     image: Path
     label: Path
     structures: dict[int, str]
@@ -78,8 +84,11 @@ class Answered:
 
 def main() -> None:
     """Go through all steps, in the current folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", nargs="?", help="a folder of tasks/; without: the task of params.yaml")
     root = Path.cwd()
-    params = yaml.safe_load((root / "params.yaml").read_text())
+    pipeline = pipeline_of(root, parser.parse_args().task)
+    params = yaml.safe_load((pipeline / "params.yaml").read_text())
     task = params["task"]
     began = time.monotonic()
 
@@ -88,14 +97,14 @@ def main() -> None:
         print(f"\n== {number}/5  {title}  [{minutes}:{seconds:02d}]", flush=True)
 
     step(1, "the pipeline: sites, teacher, students, evaluation, registry (dvc repro)")
-    repro(root)
+    repro(root, pipeline)
     family = read_json(root / "reports" / task / "family.json")
 
     step(2, "the promotion: which version is to be served")
     promote(root, params, family)
 
     step(3, "the package of exactly that version (dvc repro)")
-    repro(root)
+    repro(root, pipeline)
 
     step(4, "a scan of a site that training never saw, over HTTP")
     asked = choose(root / "data" / "sites" / task)
@@ -103,7 +112,7 @@ def main() -> None:
     print(f"scan: {asked.image.relative_to(root)} ({asked.site}: {where})", flush=True)
     out = root / "demo"
     out.mkdir(exist_ok=True)
-    with serve(root, out / "serve.log") as address:
+    with serve(root, out / "serve.log", task) as address:
         answered = segment(address, asked, out)
     print(f"grid of the label map: the scan's own; {answered.seconds:.1f} s from sending to having it")
 
@@ -111,9 +120,26 @@ def main() -> None:
     print(summary(root, params, family, asked, answered))
 
 
-def repro(root: Path) -> None:
-    """Run what changed of the pipeline, its output shown as it comes."""
-    run([sys.executable, "-m", "dvc", "repro"], cwd=root)
+def pipeline_of(root: Path, task: str | None) -> Path:
+    """The folder with a task's ``params.yaml``: the root, or ``tasks/TASK``.
+
+    Raises:
+        SegdistillError: there is no such task.
+    """
+    own = yaml.safe_load((root / "params.yaml").read_text())["task"]
+    if task in (None, own):
+        return root
+    folder = root / "tasks" / str(task)
+    if not (folder / "params.yaml").is_file():
+        known = [own, *sorted(path.parent.name for path in root.glob("tasks/*/params.yaml"))]
+        raise SegdistillError(f"{folder}: no such task. Known: {', '.join(known)}.")
+    return folder
+
+
+def repro(root: Path, pipeline: Path) -> None:
+    """Run what changed of a task's pipeline, its output shown as it comes."""
+    file = (pipeline / "dvc.yaml").relative_to(root)
+    run([sys.executable, "-m", "dvc", "repro", str(file)], cwd=root)
 
 
 def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str, Any]]) -> None:
@@ -127,7 +153,7 @@ def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str,
     if PROMOTED not in rows:
         raise SegdistillError(
             f"reports/{task}/family.json: it has no {PROMOTED}, which the demo promotes. Put x4 back "
-            "under 'students' in params.yaml, or promote another: segdistill promote NAME --reason ..."
+            "under 'students' of the task, or promote another: segdistill promote NAME --reason ..."
         )
     row, teacher = rows[PROMOTED], family[0]
     reason = (
@@ -156,6 +182,7 @@ def choose(sites: Path) -> Asked:
             case.case,
             site.held_out,
             site.simulated,
+            site.note,
             folder / case.image,
             folder / case.label,
             site.structures,
@@ -170,12 +197,13 @@ def choose(sites: Path) -> Asked:
 
 
 @contextlib.contextmanager
-def serve(root: Path, log: Path) -> Iterator[str]:
+def serve(root: Path, log: Path, task: str) -> Iterator[str]:
     """Serve the champion on a free port of this machine for the block; yields its address.
 
     Args:
         root: the repository's root.
         log: file for what the service prints.
+        task: whose champion is served.
 
     Raises:
         SegdistillError: it ended, or wasn't ready in time.
@@ -187,7 +215,9 @@ def serve(root: Path, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with (
         log.open("wb") as output,
-        child(command, cwd=root, env=environment(), output=output) as process,
+        child(
+            command, cwd=root, env=environment() | {"SEGDISTILL_TASK": task}, output=output
+        ) as process,
     ):
         print(f"bentoml serve: {address} ...", end="", flush=True)
         deadline = time.monotonic() + READY_S
@@ -297,7 +327,9 @@ def summary(
     tools = here.relative_to(root) if here.is_relative_to(root) else here
     scan = asked.image.relative_to(root)
     where = "a held-out site" if asked.held_out else "a site that was trained on"
-    said = " (subjects and sites are SIMULATED, from one averaged anatomy)" if asked.simulated else ""
+    said = f" ({asked.note.partition('. ')[0] or 'SIMULATED'})" if asked.simulated else ""
+    several = len(list(root.glob("registry/*/bento.json"))) > 1
+    which = (f"SEGDISTILL_TASK={task} ", f" TASK={task}") if several else ("", "")
     store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     registry = f"{tools}/mlflow ui --workers 1 --backend-store-uri {store}    (or 'make ui')"
     return "\n".join(
@@ -311,15 +343,36 @@ def summary(
             f"Label map  {answered.labels.relative_to(root)} of {asked.case} from {where}: "
             f"mean Dice {float(np.nanmean(list(answered.dice.values()))):.3f}",
             f"Overlay    {answered.picture.relative_to(root)}",
+            *unseen_line(root / "reports" / task / "unseen.json", champion["name"]),
             "",
             "Go on with",
             f"  {f'the registry at {store}' if store.startswith('http') else registry}",
-            f"  {tools}/bentoml serve    (or 'make serve')",
+            f"  {which[0]}{tools}/bentoml serve    (or 'make serve{which[1]}')",
             f"  curl -F scan=@{scan} -o labels.nii.gz http://127.0.0.1:3000/segment",
             "",
             "Research use, not a medical device.",
         ]
     )
+
+
+def unseen_line(path: Path, champion: str) -> list[str]:
+    """One line on the real scan that no training saw, none where it wasn't looked at.
+
+    Args:
+        path: ``reports/TASK/unseen.json``.
+        champion: name of the model that is served.
+    """
+    rows = {row["name"]: row for row in read_json(path)["models"]} if path.is_file() else {}
+    if champion not in rows or rows[champion]["dice"] is None:
+        return []
+    each = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}"
+        for name, value in rows[champion]["groups"].items()
+        if value is not None
+    )
+    return [
+        f"Real scan  {champion} on a scan never trained on: Dice {rows[champion]['dice']:.3f} ({each})"
+    ]
 
 
 def family_table(family: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: every bundle on every test case, into scorecard, family table and report."""
+"""Stage ``evaluate``: every bundle on every test case, into scorecard and family table."""
 
 import argparse
 import sys
@@ -16,8 +16,9 @@ def main() -> None:
     parser.add_argument("--bundles", type=Path, required=True, help="folder with a bundle per member")
     parser.add_argument("--sites", type=Path, required=True, help="folder of the sites")
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(arguments.params.read_text())
     table = evaluate(
         arguments.bundles,
         arguments.sites,

@@ -10,7 +10,7 @@ import yaml
 import segdistill
 from segdistill.files import SegdistillError, atomic_folder
 from segdistill.network.export import agreement, export_onnx
-from segdistill.network.model import Model, TorchBackend, read_model
+from segdistill.network.model import CARD, Model, TorchBackend, read_model
 from segdistill.runtime.backend import OnnxBackend
 from segdistill.runtime.bundle import write_bundle
 from segdistill.runtime.plan import Plan
@@ -19,7 +19,7 @@ from segdistill.training.patches import TrainingCase, read_cases
 
 
 def main() -> None:
-    """Export teacher, students and controls of params.yaml; all bundles appear together or none."""
+    """Export teacher, students and controls; all bundles appear together or none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--models", type=Path, required=True, help="folder with plan.json and the models"
@@ -28,14 +28,22 @@ def main() -> None:
         "--data", type=Path, required=True, help="prepared cases; those of split val are used"
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--all", action="store_true", help="the models that are there, not those of params.yaml"
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(args.params.read_text())
     plan = Plan.read(args.models / "plan.json")
     cases = read_cases(args.data, "val")[: params["export"]["parity_cases"]]
-    names = [
-        "teacher",
-        *(f"{role}-{key}" for key in params["students"] for role in ("student", "control")),
-    ]
+    names = (
+        sorted(card.parent.name for card in args.models.glob(f"*/{CARD}"))
+        if args.all
+        else [
+            "teacher",
+            *(f"{role}-{key}" for key in params["students"] for role in ("student", "control")),
+        ]
+    )
     with atomic_folder(args.out) as partial:
         for name in names:
             model = read_model(args.models / name, plan)

@@ -20,7 +20,10 @@ from segdistill.cohort.manifest import Site, read_sites
 from segdistill.files import SegdistillError, atomic_path
 from segdistill.volume import Volume, read_label_map, read_volume
 
-COLOURS = ListedColormap(colormaps["tab10"].colors)  # type: ignore[attr-defined]
+COLOURS = ListedColormap(
+    [*colormaps["tab10"].colors, *colormaps["Set3"].colors]  # type: ignore[attr-defined]
+)
+_ABDOMEN_HU = (-160.0, 240.0)  # what a radiologist's window of soft tissue shows
 
 _PIXELS = {"origin": "lower", "interpolation": "nearest"}
 
@@ -36,7 +39,9 @@ def draw(sites: list[tuple[Path, Site]], out: Path, case: int) -> None:
         scan, label = read_volume(folder / entry.image), read_label_map(folder / entry.label)
         image, spacing = _upright(scan)
         codes, _ = _upright(label)
-        bright = float(np.percentile(image[codes > 0], 99.5))
+        dark, bright = 0.0, float(np.percentile(image[codes > 0], 99.5))
+        if image.min() < -500:  # no MR image is negative: HU
+            dark, bright = _ABDOMEN_HU
         # Where most structures are cut: the slice with the most different codes, the fullest of those.
         for left, axis in ((0, 2), (2, 1)):
             others = tuple(a for a in range(3) if a != axis)
@@ -46,11 +51,11 @@ def draw(sites: list[tuple[Path, Site]], out: Path, case: int) -> None:
             for axes in row[left : left + 2]:
                 axes.axis("off")
                 axes.imshow(
-                    image.take(at, axis).T, "gray", vmin=0, vmax=bright, aspect=aspect, **_PIXELS
+                    image.take(at, axis).T, "gray", vmin=dark, vmax=bright, aspect=aspect, **_PIXELS
                 )
             inside = np.ma.masked_equal(codes.take(at, axis), 0).T
             row[left + 1].imshow(
-                inside, COLOURS, vmin=0.5, vmax=10.5, alpha=0.5, aspect=aspect, **_PIXELS
+                inside, COLOURS, vmin=0.5, vmax=COLOURS.N + 0.5, alpha=0.5, aspect=aspect, **_PIXELS
             )
         size = " x ".join(f"{value:g}" for value in spacing)
         held = ", held out" if site.held_out else ""

@@ -16,8 +16,9 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(), help="the repository's root")
     parser.add_argument("--champion", type=Path, required=True, help="receipt of stage 'champion'")
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    settings = yaml.safe_load((arguments.root / "params.yaml").read_text())["serving"]
+    settings = yaml.safe_load((arguments.root / arguments.params).read_text())["serving"]
     promoted = check_receipt(read_json(arguments.champion), arguments.champion)
     if promoted is None:
         write_json(arguments.out, {"bento": None})

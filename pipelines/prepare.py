@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from segdistill.cohort.manifest import read_sites
-from segdistill.cohort.prepare import make_plan, prepare
+from segdistill.cohort.prepare import hold_out, make_plan, prepare
 from segdistill.files import SegdistillError
 from segdistill.interop.ready import ready_plan
 
@@ -18,9 +18,13 @@ def main() -> None:
     parser.add_argument("--sites", type=Path, required=True, help="folder of the sites")
     parser.add_argument("--plan", type=Path, required=True, help="plan.json to write")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--hold-out", metavar="SITE", help="leave this site out of training, too")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(arguments.params.read_text())
     sites = list(read_sites(arguments.sites))
+    if arguments.hold_out:
+        sites = hold_out(sites, arguments.hold_out)
     network, ready = params["network"], params["teacher"]["ready"]
     if ready:
         plan = ready_plan(Path(ready), [site for _, site in sites], params["task"])

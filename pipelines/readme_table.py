@@ -97,17 +97,21 @@ def comparison_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[
     return lines
 
 
-def with_block(text: str, lines: Sequence[str], source: str = "README.md") -> str:
+def with_block(
+    text: str, lines: Sequence[str], source: str = "README.md", opening: str = START, closing: str = END
+) -> str:
     """``text`` with what stands between the two markers replaced by ``lines``.
 
     Raises:
         SegdistillError: the markers are missing, repeated or in the wrong order.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end or START in after or END in after:
-        raise SegdistillError(f"{source}: it must hold, once and in this order, {START} and {END}.")
-    return "\n".join([before + START, *lines, END + after])
+    before, start, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not start or not end or opening in after or closing in after:
+        raise SegdistillError(
+            f"{source}: it must hold, once and in this order, {opening} and {closing}."
+        )
+    return "\n".join([before + opening, *lines, closing + after])
 
 
 def main() -> None:

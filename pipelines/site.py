@@ -7,21 +7,22 @@ from pathlib import Path
 import yaml
 
 from segdistill.cohort.anatomy import read_anatomy
-from segdistill.cohort.simulate import CohortKnobs, SiteKnobs, simulate_site
+from segdistill.cohort.simulate import modality_of, simulate_site
 from segdistill.files import SegdistillError
 
 
 def main() -> None:
     """Read the parameters and simulate the site."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="a key of 'sites' in params.yaml")
+    parser.add_argument("name", help="a key of 'sites' in the parameters")
     parser.add_argument("--anatomy", type=Path, required=True, help="folder of the anatomy stage")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = yaml.safe_load(arguments.params.read_text())
     if arguments.name not in params["sites"]:
         raise SegdistillError(
-            f"params.yaml: no site {arguments.name!r}; it has {', '.join(params['sites'])}."
+            f"{arguments.params}: no site {arguments.name!r}; it has {', '.join(params['sites'])}."
         )
 
     def progress(done: int, total: int) -> None:
@@ -32,11 +33,13 @@ def main() -> None:
             flush=True,
         )
 
+    anatomy = read_anatomy(arguments.anatomy)
+    kind, where = modality_of(anatomy), f"{arguments.params}: "
     site = simulate_site(
-        read_anatomy(arguments.anatomy),
+        anatomy,
         arguments.name,
-        SiteKnobs.from_params(params["sites"][arguments.name], f"params.yaml: sites.{arguments.name}"),
-        CohortKnobs.from_params(params["cohort"], "params.yaml: cohort"),
+        kind.site.from_params(params["sites"][arguments.name], f"{where}sites.{arguments.name}"),
+        kind.people.from_params(params["cohort"], f"{where}cohort"),
         task=params["task"],
         seed=params["seed"],
         out=arguments.out,

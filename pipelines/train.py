@@ -3,13 +3,15 @@
 import argparse
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from segdistill.files import atomic_path, read_json
 from segdistill.interop.ready import ready_network, take_teacher
-from segdistill.network.model import CARD, write_model
+from segdistill.network.model import CARD, Role, write_model
 from segdistill.registry.store import end_run, open_store, start_run
 from segdistill.runtime.plan import Plan
 from segdistill.training.job import Job
@@ -23,49 +25,43 @@ def main() -> None:
     parser.add_argument("key", nargs="?", help="name of the student in params.yaml, e.g. x4")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--teacher", type=Path)
+    parser.add_argument("--teacher", type=Path, help="folder of the teacher's model")
+    parser.add_argument("--soft-labels", type=Path, help="folder of the teacher's soft labels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--curves", type=Path, required=True)
+    parser.add_argument("--label", help="what sets the run apart from the pipeline's own of this name")
     parser.add_argument("--here", action="store_true", help="in this process, without Ray")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    ready, network = params["teacher"]["ready"], params["network"]
+    params = yaml.safe_load(args.params.read_text())
+    ready = params["teacher"]["ready"]
     if ready and args.role == "teacher":
         model = take_teacher(Path(ready), Plan.read(args.plan), args.out)
         with atomic_path(args.curves) as partial:
             partial.write_text("step,loss\n")  # a curve without a point: nothing was trained here
         print(f"{args.out}: {model.name}, {model.parameters:,} parameters, imported from {ready}")
         return
-    if ready:
-        network = ready_network(Path(ready), network)
-    own = params["teacher"] if args.role == "teacher" else params["students"][args.key]
-    distillation = dict(params["distillation"])
-    if args.role != "student":
-        distillation = {name: distillation[name] for name in ("dice_weight", "ce_weight")}
     name = args.out.name
-    job = Job(
-        name=name,
-        role=args.role,
-        width=float(own.get("width", 1.0)),
-        steps=own["steps"],
-        learning_rate=own["learning_rate"],
-        seed=params["seed"],
-        plan=str(args.plan.resolve()),
-        data=str(args.data.resolve()),
-        teacher=str(args.teacher.resolve()) if args.teacher else None,
-        network=network,
-        training=params["training"],
-        distillation=distillation,
+    run_name = f"{args.label}-{name}" if args.label else name
+    job = make_job(
+        params,
+        args.role,
+        args.key,
+        name=run_name,
+        plan=args.plan,
+        data=args.data,
+        teacher=args.teacher,
+        soft_labels=args.soft_labels,
     )
-    record = job.to_json() | {"plan": None, "data": None, "teacher": None, "tracking": None}
-    record = {key: value for key, value in record.items() if value is not None}
+    places = dict.fromkeys(("plan", "data", "teacher", "soft_labels", "tracking"))
+    record = {key: value for key, value in (job.to_json() | places).items() if value is not None}
     if args.teacher:
         record["teacher_sha256"] = read_json(args.teacher / CARD)["weights_sha256"]
 
     store = open_store(Path.cwd())
     run_id = start_run(
         store,
-        f"{params['task']}/{name}",
+        f"{params['task']}/{run_name}",
         params={
             f"{part}.{key}": value
             for part in ("network", "training", "distillation")
@@ -97,7 +93,49 @@ def main() -> None:
         writer.writerows(history)
         partial.write_text(text.getvalue())
     end_run(store, run_id)
-    print(f"{args.out}: {name}, {history[-1]['step']} steps, val Dice {history[-1]['val_dice']:.3f}")
+    print(f"{args.out}: {run_name}, {history[-1]['step']} steps, val Dice {history[-1]['val_dice']:.3f}")
+
+
+def make_job(
+    params: Mapping[str, Any],
+    role: Role,
+    key: str | None,
+    *,
+    name: str,
+    plan: Path,
+    data: Path,
+    teacher: Path | None = None,
+    soft_labels: Path | None = None,
+) -> Job:
+    """The training of one family member as params.yaml describes it.
+
+    Args:
+        params: of params.yaml.
+        role: ``teacher``, ``student`` or ``control``.
+        key: name of the student in params.yaml, e.g. ``x4``; None for the teacher.
+        name: of the member, e.g. ``student-x4``.
+        plan: plan.json.
+        data: folder of prepared cases.
+        teacher: folder of the teacher's model, for a student.
+        soft_labels: folder of the teacher's soft labels, for a student.
+    """
+    own = params["teacher"] if role == "teacher" else params["students"][key]
+    ready = params["teacher"]["ready"]
+    return Job(
+        name=name,
+        role=role,
+        width=float(own.get("width", 1.0)),
+        steps=own["steps"],
+        learning_rate=own["learning_rate"],
+        seed=params["seed"],
+        plan=str(plan.resolve()),
+        data=str(data.resolve()),
+        teacher=str(teacher.resolve()) if teacher else None,
+        soft_labels=str(soft_labels.resolve()) if soft_labels else None,
+        network=ready_network(Path(ready), params["network"]) if ready else params["network"],
+        training=params["training"],
+        distillation=params["distillation"] if role == "student" else {},
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ def phantom_anatomy(folder: Path, size: int = 48) -> Anatomy:
     spacing = 192.0 / size
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = -half * spacing
-    write_anatomy(
-        folder, np.clip(image, 0, None), labels, affine, {"wheel": "none: a phantom for tests"}
-    )
+    source = {"wheel": "none: a phantom for tests"}
+    write_anatomy(folder, "brain_mri", np.clip(image, 0, None), labels, affine, source)
     return read_anatomy(folder)

@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 PAPER = yaml.safe_load((ROOT / "profiles" / "paper.yaml").read_text())
 REFERENCE = yaml.safe_load((ROOT / "profiles" / "reference.yaml").read_text())
+# Other tasks' parameters: tasks/TASK/params.yaml.
+TASKS = {path.parent.name: path for path in sorted(ROOT.glob("tasks/*/params.yaml"))}
 # Their entries are named by the user; each entry has the knobs of the first one.
 NAMED = ("sites", "students")
 
@@ -81,6 +83,44 @@ def test_profiles_have_the_same_knobs() -> None:
         assert all(shape == shapes[0] for shape in shapes), part
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_have_the_same_knobs(task: str) -> None:
+    """A task's parameters have the keys of params.yaml, people and scanners of its modality aside."""
+    own = yaml.safe_load(TASKS[task].read_text())
+    theirs = ("cohort", *NAMED)
+    plain, same = (
+        {path: _kind(value) for path, value in _knobs(params) if path[0] not in theirs}
+        for params in (PARAMS, own)
+    )
+    assert same == plain
+    assert list(own) == list(PARAMS)
+    assert own["task"] == task != PARAMS["task"]
+    shapes = [{key: _kind(v) for key, v in entry.items()} for entry in own["sites"].values()]
+    assert all(shape == shapes[0] for shape in shapes)
+    assert own["students"].keys() == PARAMS["students"].keys()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_goes_through_the_one_pipeline(task: str) -> None:
+    """A task's dvc.yaml is the root's own file, and its pipeline.yaml leads to the root and back."""
+    folder = TASKS[task].parent
+    assert (folder / "dvc.yaml").is_symlink()
+    assert (folder / "dvc.yaml").resolve() == ROOT / "dvc.yaml"
+    where = yaml.safe_load((folder / "pipeline.yaml").read_text())
+    assert (folder / where["root"]).resolve() == ROOT
+    assert ROOT / where["params"] == TASKS[task]
+    here = yaml.safe_load((ROOT / "pipeline.yaml").read_text())
+    assert here == {"root": ".", "params": "params.yaml"}
+
+
+def test_every_stage_serves_every_task() -> None:
+    """Every stage runs in the root, and takes its parameters from the task's own file."""
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        body = stage.get("do", stage)
+        assert body["wdir"] == "${root}", name
+        assert all(isinstance(entry, dict) and "${params}" in entry for entry in body.get("params", []))
+
+
 @pytest.mark.slow
 def test_paper_profile_has_the_papers_networks() -> None:
     """The paper's profile makes a teacher of 31 M parameters and an x4 student with 93.7% fewer."""
@@ -97,10 +137,10 @@ def test_paper_profile_has_the_papers_networks() -> None:
     assert 1 - student / teacher == pytest.approx(0.9375, abs=0.001)
 
 
-def _commented() -> Iterator[tuple[tuple[str, ...], str]]:
-    """(path, comment or '') of every line of params.yaml that holds a value."""
+def _commented(params: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, comment or '') of every line of a file of parameters that holds a value."""
     path: list[str] = []
-    for line in (ROOT / "params.yaml").read_text().splitlines():
+    for line in params.read_text().splitlines():
         found = re.match(r"^( *)(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$", line)
         if found:
             depth = len(found[1]) // 2
@@ -112,14 +152,15 @@ def _commented() -> Iterator[tuple[tuple[str, ...], str]]:
 UNITS = {"mm": r"\bmm\b", "mb": r"\bMB\b", "deg": r"degrees", "hu": r"\bHU\b", "steps": r"step"}
 
 
-def test_every_knob_is_explained() -> None:
-    """Every knob of params.yaml has a one-line comment, which names the unit that its name promises."""
+@pytest.mark.parametrize("file", [ROOT / "params.yaml", *TASKS.values()], ids=lambda p: p.parent.name)
+def test_every_knob_is_explained(file: Path) -> None:
+    """Every knob of a task has a one-line comment, which names the unit that its name promises."""
     comments: dict[tuple[str, ...], str] = {}
-    for path, comment in _commented():
+    for path, comment in _commented(file):
         # An entry that the user names is explained once, at the first one or at its heading.
         general = (path[0], "*", *path[2:]) if path[0] in NAMED else path
         comments[general] = comments.get(general) or comment
-    for path, _ in _knobs(PARAMS):
+    for path, _ in _knobs(yaml.safe_load(file.read_text())):
         general = (path[0], "*", *path[2:]) if path[0] in NAMED else path
         comment = comments.get(general) or comments.get(path[:1], "") * (path[0] == "students")
         assert len(comment) >= 8, f"{'.'.join(path)} has no comment"
@@ -151,7 +192,7 @@ def _stage_params() -> set[str]:
                 entries = node
             each = list(entries)
         for entry in each:
-            for name in body.get("params", []):
+            for name in (name for group in body.get("params", []) for name in group["${params}"]):
                 found.add(re.sub(r"\$\{(key|item)\}", str(entry), name))
     return found
 
@@ -170,7 +211,8 @@ def test_every_knob_reaches_a_stage() -> None:
 @pytest.mark.parametrize("profile", ["params.yaml", "profiles/reference.yaml", "profiles/paper.yaml"])
 def test_pipeline_is_one_that_dvc_reads(tmp_path: Path, profile: str) -> None:
     """With every profile DVC reads dvc.yaml, with a stage per site, student and control."""
-    (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    for name in ("dvc.yaml", "pipeline.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "params.yaml").write_bytes((ROOT / profile).read_bytes())
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     for command in (["init", "--no-scm", "-q"], ["stage", "list", "--name-only"]):

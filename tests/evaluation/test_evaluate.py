@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,21 @@ from PIL import Image
 from segdistill.cohort.manifest import Case, Site
 from segdistill.evaluation.evaluate import Settings, evaluate
 from segdistill.evaluation.members import read_family, read_test_set
-from segdistill.evaluation.report import places
+from segdistill.evaluation.report import places, write_report
 from segdistill.evaluation.score import DECIMALS, make_scorecard, write_table
-from segdistill.evaluation.summary import family_table
+from segdistill.evaluation.summary import family_table, training_pace
 from segdistill.evaluation.timing import measure_memory
-from segdistill.files import SegdistillError
+from segdistill.files import SegdistillError, write_json
 from segdistill.volume import write_label_map, write_volume
 from tests.onnx_models import ball_scan, threshold_bundle
 
 SETTINGS = Settings(
     nsd_tolerance_mm=2.0, timing_cases=2, confidence=0.95, margin=0.013, seed=7, workers=1
 )
+CURVE = """step,loss,samples_per_second,data_share,teacher_share
+10,1.0,2.0,0.5,0.1
+40,0.5,4.0,0.2,0.0
+"""
 STRUCTURES = {1: "structure_1", 2: "structure_2"}
 
 
@@ -89,8 +94,9 @@ def reports(inputs):
     """The folder of the reports."""
     out = inputs / "reports"
     (out / "curves").mkdir(parents=True)
-    (out / "curves" / "teacher.csv").write_text("step,loss\n")
+    (out / "curves" / "teacher.csv").write_text(CURVE)
     evaluate(inputs / "bundles", inputs / "sites", out, "balls", SETTINGS)
+    write_report(out, out / "report.html")
     return out
 
 
@@ -205,17 +211,95 @@ def test_report_stands_alone_and_says_what_it_is(reports):
     assert len(page) < 2_000_000
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page)
     assert "http" not in re.sub(r"data:[^\"]*", "", page).replace("http-equiv", "")
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 10
     assert "simulated" in page
     assert "Balls, made up for a test." in page
     assert "within\n2 mm" in page
     assert "not a medical device" in page
 
 
+def test_report_shows_the_three_worst_cases(reports):
+    """Worst, second and third worst are the shown student's lowest test cases of any site, in order."""
+    facts = json.loads((reports / "evaluation.json").read_text())
+    card = pd.read_csv(reports / "scorecard.csv")
+    dice = card[card["model"] == "student-x4"].groupby("case")["dice"].mean().sort_values()
+    picks = {pick["kind"]: pick["case"] for pick in facts["picks"]}
+    assert list(picks) == ["typical", "worst", "second_worst", "third_worst"]
+    assert list(picks.values())[1:] == list(dice.index[:3])
+    page = (reports / "report.html").read_text()
+    assert all(
+        f"{kind} case, {picks[kind.lower().replace(' ', '_')]}" in page
+        for kind in ("Worst", "Second worst", "Third worst")
+    )
+
+
+def test_report_says_what_training_costs(reports):
+    """Patches per second are all patches over all seconds, and shares are of time, not of rows."""
+    (row,) = training_pace(reports / "curves", ["teacher", "student-x4"])
+    seconds = {10: 10 / 2.0, 40: 30 / 4.0}  # with a patch a step
+    assert row["steps"] == 40
+    assert row["samples_per_second"] == pytest.approx(40 / sum(seconds.values()))
+    assert row["data_share"] == pytest.approx((0.5 * seconds[10] + 0.2 * seconds[40]) / 12.5)
+    assert sum(row[f"{part}_share"] for part in ("data", "teacher", "student")) == pytest.approx(1)
+    assert "What training costs" in (reports / "report.html").read_text()
+
+
+def test_report_shows_studies_that_are_there(reports, tmp_path):
+    """The page has a section for the ablation and for sites left out, if and only if they were run."""
+    titles = "What each part of distillation adds", "A site left out"
+    page = (reports / "report.html").read_text()
+    assert not any(title in page for title in titles)
+    shutil.copytree(reports, tmp_path / "reports")
+    difference = {"mean": 0.0123, "standard_error": None, "better": 1, "seeds": 1}
+    line = {
+        "row": "logit",
+        "width": "x4",
+        "mean": 0.7654,
+        "sd": None,
+        "against_control": difference,
+        "against_start": None,
+        "seconds_per_step": 0.5,
+        "teacher_share": 0.25,
+    }
+    study = {
+        "cases": 4,
+        "seeds": [1],
+        "steps": {"x4": 500},
+        "rule": "The best row.",
+        "chosen": "logit",
+        "rows": [line],
+    }
+    site = {
+        "site": "near",
+        "subjects": 3,
+        "members": [
+            {
+                "name": "student-x4",
+                "role": "student",
+                "dice": 0.6543,
+                "dice_full": 0.7,
+                "hd95_mm": 3.0,
+                "hd95_mm_full": 2.0,
+                "comparisons": [
+                    {"metric": metric, "difference": value, "low": None, "high": None}
+                    for metric, value in (("dice", -0.0457), ("hd95_mm", 1.0))
+                ],
+            }
+        ],
+    }
+    write_json(tmp_path / "reports" / "ablation.json", study)
+    write_json(tmp_path / "reports" / "leave_one_site_out" / "near.json", site)
+    write_report(tmp_path / "reports", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert all(title in page for title in titles)
+    for shown in ("0.7654", "+1.23", "0.6543", "\N{MINUS SIGN}4.57", "+1.00"):
+        assert f">{shown}<" in page
+
+
 def test_plots_are_small_pictures_and_tables(reports):
     """Every picture opens and is under 150 KB, and the tables have a row per model and site."""
-    pictures = sorted((reports / "plots").glob("*.png"))
-    assert len(pictures) == 8
+    pictures = sorted((reports / "plots").glob("**/*.png"))
+    assert len(pictures) == 10
     for path in pictures:
         assert path.stat().st_size < 150_000
         assert min(Image.open(path).size) > 200
@@ -229,7 +313,7 @@ def test_plots_are_small_pictures_and_tables(reports):
 
 def test_other_files_of_the_report_folder_stay(reports):
     """What other stages wrote beside the reports is left alone."""
-    assert (reports / "curves" / "teacher.csv").read_text() == "step,loss\n"
+    assert (reports / "curves" / "teacher.csv").read_text() == CURVE
 
 
 def test_scorecard_is_the_same_on_every_run(inputs, reports, tmp_path):

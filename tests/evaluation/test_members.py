@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from segdistill.cohort.manifest import Case, Site
-from segdistill.evaluation.members import TestCase, read_family, read_test_set, spread_over_sites
+from segdistill.evaluation.members import (
+    TestCase,
+    read_family,
+    read_test_set,
+    spread_over_sites,
+    width_label,
+)
 from segdistill.files import SegdistillError
 
 
@@ -52,7 +58,7 @@ def test_family_is_ordered_by_width_with_controls_beside(tmp_path):
         bundle(tmp_path, name, role, width)
     names = [member.name for member in read_family(tmp_path)]
     assert names == ["teacher", "student-x2", "control-x2", "student-x8", "control-x8"]
-    assert read_family(tmp_path)[3].width_label == "1/8"
+    assert width_label(read_family(tmp_path)[3].width) == "1/8"
 
 
 @pytest.mark.parametrize("teachers", [0, 2])

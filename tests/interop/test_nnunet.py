@@ -19,7 +19,7 @@ from segdistill.runtime.plan import Plan
 from segdistill.runtime.preprocess import preprocess
 from segdistill.runtime.restore import restore
 from segdistill.runtime.windows import pad, predict
-from segdistill.training.inherit import inherit
+from segdistill.training.distillation.inherit import inherit
 from segdistill.volume import read_volume
 from tests.interop.environment import nnunet_python, run_nnunet
 from tests.interop.scans import DATASET, THICK, THIN, small_plans, write_scan

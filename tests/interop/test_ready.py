@@ -14,8 +14,8 @@ from segdistill.interop.ready import ready_network, ready_plan, take_teacher
 from segdistill.network.architecture import Architecture
 from segdistill.network.model import read_model
 from segdistill.network.unet import UNet
-from segdistill.training.inherit import inherit
-from segdistill.training.losses import LossWeights, total_loss
+from segdistill.training.distillation.inherit import inherit
+from segdistill.training.losses import supervised_loss
 from tests.interop.test_interop import FLAT, PLAN, model
 
 KNOBS = {
@@ -67,9 +67,7 @@ def test_a_student_with_flat_kernels_starts_and_is_trained(imported: Path) -> No
     assert min(explained.values()) > 0.99
     label = torch.randint(0, 3, (1, 16, 24, 8))
     same.train()
-    levels, teachers = same(image), [level.detach() for level in teacher.levels(image)]
-    loss = total_loss(levels, label, LossWeights(1.0, 1.0, 1.0, 2.0), teachers)["loss"]
-    loss.backward()
+    supervised_loss(same(image), label, 1.0, 1.0).backward()
     assert all(value.grad is not None for value in same.parameters())
 
 

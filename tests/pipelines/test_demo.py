@@ -169,6 +169,18 @@ def test_service_that_does_not_start_is_shown(tmp_path: Path) -> None:
         copy(source, tmp_path / name)
     with (
         pytest.raises(SegdistillError, match=r"(?s)ended.*Nothing is packaged"),
-        demo.serve(tmp_path, tmp_path / "serve.log"),
+        demo.serve(tmp_path, tmp_path / "serve.log", "brain_mri"),
     ):
         pass
+
+
+def test_demo_finds_the_tasks_pipeline(tmp_path: Path) -> None:
+    """Without a task the demo takes the root, with one its folder, and an unknown one is refused."""
+    (tmp_path / "params.yaml").write_text("task: brain_mri\n")
+    own = tmp_path / "tasks" / "abdominal_ct"
+    own.mkdir(parents=True)
+    (own / "params.yaml").write_text("task: abdominal_ct\n")
+    assert demo.pipeline_of(tmp_path, None) == demo.pipeline_of(tmp_path, "brain_mri") == tmp_path
+    assert demo.pipeline_of(tmp_path, "abdominal_ct") == own
+    with pytest.raises(SegdistillError, match=r"no such task.*brain_mri, abdominal_ct"):
+        demo.pipeline_of(tmp_path, "knee")

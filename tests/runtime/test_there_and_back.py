@@ -9,7 +9,7 @@ from scipy.ndimage import map_coordinates
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.plan import Normalisation, Structure
-from segdistill.runtime.preprocess import normalise, preprocess, preprocess_label
+from segdistill.runtime.preprocess import foreground, normalise, preprocess, preprocess_label
 from segdistill.runtime.resample import argmax_resampled, axis_weights, resample, target_size
 from segdistill.runtime.restore import restore, winner
 from segdistill.volume import Volume
@@ -229,6 +229,40 @@ def test_crop_leaves_out_air_and_its_speckle():
         inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
         assert 5 <= inside[0] - start <= 7  # a margin of 10 mm, voxels of 2 mm
         assert 5 <= stop - 1 - inside[-1] <= 7
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.0, 1.0, 5.0), (3.0, 3.0, 3.0)])
+@pytest.mark.parametrize("fill", [-1000, -3024])
+def test_the_crop_of_a_ct_finds_the_body_and_not_the_table(spacing, fill):
+    """Table, arms and padding are cut away, the trunk with its gas and through all slices is kept."""
+    shape = tuple(int(size / mm) for size, mm in zip((480, 360, 120), spacing, strict=True))
+    at = [np.arange(n) * mm for n, mm in zip(shape, spacing, strict=True)]
+    x, y, _ = np.meshgrid(*at, indexing="ij")
+    hu = np.full(shape, fill, np.float32)
+    trunk = ((x - 240) / 130) ** 2 + ((y - 180) / 90) ** 2 <= 1
+    hu[trunk] = 40
+    hu[(x - 240) ** 2 + (y - 220) ** 2 <= 30**2] = -1000  # gas
+    hu[(y > 60) & (y < 64)] = 200  # a table's two shells
+    hu[(y > 30) & (y < 34) & (np.abs(x - 240) < 200)] = 0
+    for middle in (55, 425):
+        hu[(x - middle) ** 2 + (y - 150) ** 2 <= 40**2] = 60
+    plan = make_plan(
+        foreground="body",
+        modality="ct",
+        normalisation=Normalisation("ct", (-900.0, 400.0), 0.0, 200.0),
+    )
+    crop = preprocess(Volume(hu, np.diag([*spacing, 1.0])), plan).geometry.crop
+    for (start, stop), mm, (low, high) in zip(crop, spacing, ((110, 370), (90, 270)), strict=False):
+        assert low - 18 <= start * mm <= low
+        assert high <= stop * mm <= high + 18
+    assert crop[2] == (0, shape[2])
+
+
+def test_a_ct_of_something_thin_is_kept_whole():
+    """Where nothing is as thick as a body, all that is no air counts."""
+    hu = np.full((40, 40, 40), -1000.0, np.float32)
+    hu[10:14, 10:14, 10:14] = 30
+    assert np.array_equal(foreground(hu, "body", (1.0, 1.0, 1.0)), hu > -500)
 
 
 def test_zscore_of_the_foreground():

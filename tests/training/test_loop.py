@@ -13,9 +13,9 @@ from segdistill.network.unet import own_tensors
 from segdistill.runtime.plan import Plan
 from segdistill.training.launch import run_here
 from segdistill.training.loop import finished, learning_rate, train
-from segdistill.training.patches import PatchSampler, read_cases
+from segdistill.training.patches import Batch, PatchSampler, ahead, read_cases
 from segdistill.training.session import LocalSession
-from tests.training.toy import TRAINING, toy_job
+from tests.training.toy import DISTILLATION, TRAINING, toy_job
 
 
 def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -81,26 +81,27 @@ def test_a_control_is_its_student_without_the_teacher(tmp_path: Path) -> None:
         tmp_path / "teacher", teacher, plan, name="teacher", role="teacher", width=1.0, training={}
     )
     common = {"width": 0.5, "steps": 10}
-    plain = {"dice_weight": 1.0, "ce_weight": 1.0}
     taught = {"role": "student", "name": "student", "teacher": str(tmp_path / "teacher")}
     control, _ = run_here(
-        toy_job(tmp_path, role="control", name="control", distillation=plain, **common),
+        toy_job(tmp_path, role="control", name="control", **common),
         tmp_path / "runs",
     )
     mute, _ = run_here(
         toy_job(
             tmp_path,
-            distillation=plain | {"inherit": False, "kd_weight": 0.0, "temperature": 2.0},
+            distillation=DISTILLATION | {"logit_weight": 0.0},
             **taught,
             **common,
         ),
         tmp_path / "runs",
     )
-    student, _ = run_here(toy_job(tmp_path, **taught, **common), tmp_path / "runs")
+    student, _ = run_here(
+        toy_job(tmp_path, distillation=DISTILLATION, **taught, **common), tmp_path / "runs"
+    )
     heir, _ = run_here(
         toy_job(
             tmp_path,
-            distillation=plain | {"inherit": True, "kd_weight": 0.0, "temperature": 2.0},
+            distillation=DISTILLATION | {"logit_weight": 0.0, "inherit": True},
             **taught,
             **common,
         ),
@@ -109,6 +110,59 @@ def test_a_control_is_its_student_without_the_teacher(tmp_path: Path) -> None:
     assert _same(control, mute)
     assert not _same(control, student)
     assert not _same(control, heir)
+
+
+EVERY_TERM = {"region_weight": 0.5, "context_weight": 0.5, "inherit": True, "warm_up": 0.2}
+
+
+def test_a_taught_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """With every term, projections and an average of the weights, stopping changes nothing either."""
+    teacher_job = toy_job(tmp_path)
+    teacher, _ = run_here(teacher_job, tmp_path / "runs")
+    plan = Plan.read(Path(teacher_job.plan))
+    write_model(
+        tmp_path / "teacher", teacher, plan, name="teacher", role="teacher", width=1.0, training={}
+    )
+    job = toy_job(
+        tmp_path,
+        name="student",
+        role="student",
+        width=0.5,
+        teacher=str(tmp_path / "teacher"),
+        training=TRAINING | {"ema": 0.9},
+        distillation=DISTILLATION | EVERY_TERM,
+    )
+    straight, history = run_here(job, tmp_path / "straight")
+    assert all(history[-1][term] > 0 for term in ("supervised", "logit", "region", "context"))
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    with pytest.raises(_StoppedError):
+        train(job, _PowerCut(folder))
+    session = LocalSession(folder)
+    train(job, session)
+    latest = session.latest()
+    assert latest is not None
+    assert _same(straight, finished(latest, job)[0])
+
+
+def test_the_average_of_the_weights_is_another_network(tmp_path: Path) -> None:
+    """With ``ema`` what comes out is the weights' moving average, not their last value."""
+    last, _ = run_here(toy_job(tmp_path), tmp_path / "runs")
+    average, _ = run_here(toy_job(tmp_path, training=TRAINING | {"ema": 0.9}), tmp_path / "runs")
+    assert not _same(last, average)
+
+
+def test_batches_drawn_ahead_are_the_same_batches(tmp_path: Path) -> None:
+    """Drawing ahead in a thread gives every step its own batch, in order, to the last."""
+    drawn = []
+
+    def draw(step: int) -> Batch:
+        drawn.append(step)
+        return Batch(torch.tensor(step), torch.tensor(step), None)
+
+    assert [int(batch.image) for batch in ahead(draw, range(3, 9))] == list(range(3, 9))
+    assert drawn == list(range(3, 9))
+    assert list(ahead(draw, range(4, 4))) == []
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
@@ -138,9 +192,11 @@ def test_a_batch_depends_on_seed_step_and_worker_alone(tmp_path: Path) -> None:
     ]
     first = samplers[0].batch(3, 1)
     samplers[1].batch(99)
-    assert all(torch.equal(a, b) for a, b in zip(first, samplers[1].batch(3, 1), strict=True))
+    again = samplers[1].batch(3, 1)
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.label, again.label)
     for other in (samplers[0].batch(4, 1), samplers[0].batch(3, 0), samplers[2].batch(3, 1)):
-        assert not torch.equal(first[0], other[0])
+        assert not torch.equal(first.image, other.image)
 
 
 def test_patches_of_small_cases_are_padded_to_size(tmp_path: Path) -> None:
@@ -155,10 +211,10 @@ def test_patches_of_small_cases_are_padded_to_size(tmp_path: Path) -> None:
     sampler = PatchSampler(
         read_cases(data, "train"), plan, batch_size=3, foreground_share=0.5, flip_left_right=True, seed=0
     )
-    image, label = sampler.batch(0)
-    assert image.shape == (3, 1, 16, 16, 16)
-    assert label.shape == (3, 16, 16, 16)
-    assert label.max() <= 2
+    batch = sampler.batch(0)
+    assert batch.image.shape == (3, 1, 16, 16, 16)
+    assert batch.label.shape == (3, 16, 16, 16)
+    assert batch.label.max() <= 2
 
 
 def test_every_structure_is_met_as_often(tmp_path: Path) -> None:
@@ -180,7 +236,7 @@ def test_every_structure_is_met_as_often(tmp_path: Path) -> None:
         flip_left_right=False,
         seed=0,
     )
-    with_rare = sum(bool((sampler.batch(step)[1] == 2).any()) for step in range(40))
+    with_rare = sum(bool((sampler.batch(step).label == 2).any()) for step in range(40))
     assert with_rare >= 15
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceCELoss
 
-from segdistill.training.losses import LossWeights, dice_ce, distillation, total_loss
+from segdistill.training.losses import at_level, dice_ce, supervised_loss
 
 
 def _logits(seed: int, classes: int = 4, size: int = 6) -> torch.Tensor:
@@ -57,56 +57,11 @@ def test_the_derivative_of_dice_ce_is_its_derivative(seed: int, dice: float, ce:
     assert (leaf.grad * direction).sum().item() / 3 == pytest.approx(slope, rel=0.02, abs=1e-3)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), temperature=st.floats(0.5, 8))
-def test_distillation_is_summed_over_classes_and_averaged_over_voxels(
-    seed: int, temperature: float
-) -> None:
-    """The distillation term is T^2 times the textbook KL of one voxel, averaged over voxels only."""
-    student, teacher = _logits(seed), _logits(seed + 1)
-    p = torch.softmax(teacher.double() / temperature, dim=1)
-    q = torch.softmax(student.double() / temperature, dim=1)
-    per_voxel = (p * (p.log() - q.log())).sum(dim=1)
-    assert distillation(student, teacher, temperature).item() == pytest.approx(
-        temperature**2 * per_voxel.mean().item(), rel=1e-3, abs=1e-6
-    )
-
-
-def test_distillation_does_not_weaken_with_more_classes() -> None:
-    """Classes that neither network believes in leave the distillation term as it was."""
-    student, teacher = _logits(1), _logits(2)
-    unlikely = torch.full((2, 20, 6, 6, 6), -60.0)
-    more = distillation(torch.cat([student, unlikely], 1), torch.cat([teacher, unlikely], 1), 2.0)
-    assert more.item() == pytest.approx(distillation(student, teacher, 2.0).item(), rel=1e-4)
-
-
-def test_a_student_equal_to_its_teacher_has_no_distillation_loss() -> None:
-    """Equal logits cost nothing, and no gradient reaches the teacher."""
-    teacher = _logits(3).requires_grad_()
-    student = teacher.detach().clone().requires_grad_()
-    loss = distillation(student, teacher, 3.0)
-    loss.backward()
-    assert abs(loss.item()) < 1e-5
-    assert teacher.grad is None
-
-
-def test_every_level_is_distilled_at_its_own_resolution() -> None:
-    """Making the teacher disagree at one coarse level alone raises the loss by that level's share."""
+def test_every_level_counts_half_of_the_finer_one() -> None:
+    """The loss of a pyramid is the mean of its levels' losses, weighted 4 to 2 to 1."""
     label = _label(0, size=8)
     levels = [_logits(5, size=8), _logits(6, size=4), _logits(7, size=2)]
-    weights = LossWeights(dice=1, ce=1, kd=1, temperature=2)
-    same = total_loss(levels, label, weights, levels)
-    other = [levels[0], levels[1], _logits(8, size=2)]
-    apart = total_loss(levels, label, weights, other)
-    share = 0.25 / 1.75
-    expected = share * distillation(levels[2], other[2], 2.0).item()
-    assert same["distillation"].item() == pytest.approx(0, abs=1e-5)
-    assert (apart["loss"] - same["loss"]).item() == pytest.approx(expected, rel=1e-3)
-
-
-def test_without_a_teacher_the_weight_of_distillation_has_no_effect() -> None:
-    """A control's loss is the same whatever the distillation weight says."""
-    levels, label = [_logits(1), _logits(2, size=3)], _label(1)
-    small = total_loss(levels, label, LossWeights(1, 1, 0, 2))
-    large = total_loss(levels, label, LossWeights(1, 1, 9, 5))
-    assert small["loss"].item() == large["loss"].item() == small["supervised"].item()
+    own = [dice_ce(logits, at_level(label, logits)).item() for logits in levels]
+    expected = (4 * own[0] + 2 * own[1] + own[2]) / 7
+    assert supervised_loss(levels, label, 1.0, 1.0).item() == pytest.approx(expected, rel=1e-5)
+    assert at_level(label, levels[2]).shape == (2, 2, 2, 2)

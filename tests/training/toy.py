@@ -26,14 +26,18 @@ TRAINING = {
     "precision": "f32",
     "foreground_share": 0.67,
     "flip_left_right": True,
+    "dice_weight": 1.0,
+    "ce_weight": 1.0,
+    "ema": 0.0,
     "checkpoint_steps": 5,
     "validate_steps": 1000,
 }
-DISTILLATION = {
+DISTILLATION: dict[str, Any] = {
     "inherit": False,
-    "dice_weight": 1.0,
-    "ce_weight": 1.0,
-    "kd_weight": 1.0,
+    "teaching": "live",
+    "logit_weight": 1.0,
+    "region_weight": 0.0,
+    "context_weight": 0.0,
     "temperature": 2.0,
     "warm_up": 0.0,
 }
@@ -73,7 +77,16 @@ def toy_data(folder: Path) -> tuple[Path, Path]:
         np.save(data / f"{case}.image.npy", image[None].astype(np.float16))
         np.save(data / f"{case}.label.npy", label)
         split = "train" if number < 6 else "val"
-        index.append({"case": case, "site": "toy", "subject": case, "split": split, "shape": [SIZE] * 3})
+        index.append(
+            {
+                "case": case,
+                "site": "toy",
+                "subject": case,
+                "split": split,
+                "labelled": True,
+                "shape": [SIZE] * 3,
+            }
+        )
     (data / "index.json").write_text(json.dumps(index))
     return folder / "plan.json", data
 
@@ -93,8 +106,9 @@ def toy_job(folder: Path, **changes: Any) -> Job:
         "plan": str(plan),
         "data": str(data),
         "teacher": None,
+        "soft_labels": None,
         "network": NETWORK,
         "training": TRAINING,
-        "distillation": DISTILLATION,
+        "distillation": {},
     }
     return Job(**(body | changes))

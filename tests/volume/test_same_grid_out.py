@@ -11,6 +11,7 @@ from segdistill.volume import (
     read_label_map,
     read_volume,
     same_grid,
+    turned,
     write_label_map,
     write_volume,
 )
@@ -196,3 +197,16 @@ def test_same_grid_sees_shape_and_place():
     assert not same_grid(a, Volume(array[:-1], np.eye(4)))
     assert not same_grid(a, Volume(array, turned))
     assert same_grid(a, Volume(array, turned), tolerance_mm=0.03)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "PSR", "LAI"])
+def test_turned_axes_leave_every_voxel_where_it_is(orientation):
+    """In another axis order each value stays at its place in mm, and turning back gives the array again."""
+    array = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+    scan = Volume(array, np.diag([2.0, 3.0, 4.0, 1.0]) + np.eye(4, k=3) * 7)
+    other = turned(scan, orientation)
+    assert other.orientation == orientation
+    assert np.array_equal(turned(other, "RAS").array, array)
+    for voxel in ((0, 0, 0), (3, 1, 5)):
+        there = np.argwhere(other.array == array[voxel])[0]
+        assert other.affine @ [*there, 1] == pytest.approx(scan.affine @ [*voxel, 1])

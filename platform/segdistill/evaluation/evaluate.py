@@ -9,6 +9,7 @@ import pandas as pd
 
 from segdistill.evaluation import calibration, plots, timing
 from segdistill.evaluation.compare import Comparison, compare_family
+from segdistill.evaluation.facts import facts
 from segdistill.evaluation.machine import describe_machine
 from segdistill.evaluation.members import (
     Member,
@@ -24,7 +25,6 @@ from segdistill.evaluation.overlays import (
     pick_cases,
     shown_members,
 )
-from segdistill.evaluation.report import ReportInput, write_report
 from segdistill.evaluation.score import DECIMALS, make_scorecard, read_scorecard, write_table
 from segdistill.evaluation.summary import (
     case_scores,
@@ -134,28 +134,20 @@ def evaluate(
     picks = pick_cases(card, _subject_of_pictures(family))
     with atomic_folder(out / "plots") as folder:
         _write_plots(folder, family, test_set, card, timings, curves, table, comparisons, picks)
-    write_report(
-        out / "report.html",
-        ReportInput(
-            task=task,
-            family=family,
-            test_set=test_set,
-            table=table,
-            card=card,
-            timings=timings,
-            memory=memory,
-            comparisons=comparisons,
-            verdicts=verdicts,
-            margin=settings.margin,
-            machine=describe_machine(),
+    write_json(
+        out / "evaluation.json",
+        facts(
+            task,
+            test_set,
+            shown=[member.name for member in shown_members(family)],
             picks=picks,
             digests={member.name: digest(member.folder) for member in family},
-            tolerance_mm=settings.nsd_tolerance_mm,
+            margin=settings.margin,
+            nsd_tolerance_mm=settings.nsd_tolerance_mm,
             confidence=settings.confidence,
-            plots=out / "plots",
+            machine=describe_machine(),
         ),
     )
-    progress(f"wrote {out / 'report.html'}")
     return table
 
 
@@ -224,7 +216,7 @@ def _write_plots(
     palette = colours_of_overlay(len(test_set.structures))
     for kind, pick in picks.items():
         figure = _overlay_of(pick.case, family, test_set, cases)
-        plots.save(figure, folder / f"overlay_{kind}.png", dpi=110, palette=palette)
+        plots.save(figure, folder / "overlays" / f"{kind}.png", dpi=110, palette=palette)
     by_site["bar"] = by_site["site"] + " | " + by_site["model"]
     order = {site: n for n, site in enumerate(test_set.sites)}
     by_site = by_site.sort_values("site", key=lambda column: column.map(order), kind="stable")

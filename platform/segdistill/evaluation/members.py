@@ -21,7 +21,6 @@ class Member:
         parameters: number of network weights.
         macs: multiply-accumulate operations, as the bundle's provenance states them.
         folder: the bundle's folder.
-        git_commit: commit the bundle was made from, or an empty string.
     """
 
     name: str
@@ -30,12 +29,11 @@ class Member:
     parameters: int
     macs: int
     folder: Path
-    git_commit: str = ""
 
-    @property
-    def width_label(self) -> str:
-        """The width as people write it: ``1``, ``1/4``."""
-        return str(Fraction(self.width).limit_denominator(64))
+
+def width_label(width: float) -> str:
+    """A width as people write it: ``1``, ``1/4``."""
+    return str(Fraction(width).limit_denominator(64))
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,6 @@ def _read_member(folder: Path) -> Member:
             parameters=int(body["parameters"]),
             macs=int(body["macs"]),
             folder=folder,
-            git_commit=str(body.get("git_commit") or ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SegdistillError(

@@ -33,6 +33,7 @@ PALETTE = (
 _DIFFER = "teacher vs. student"
 _RED = (1.0, 0.2, 0.2)
 _MARGIN_MM = 10.0
+_WORST = {"worst": "lowest", "second_worst": "second lowest", "third_worst": "third lowest"}
 _VEIL = 0.6  # how much of a voxel's colour is the structure's, the rest is the scan
 
 
@@ -56,22 +57,22 @@ def shown_members(family: Sequence[Member]) -> tuple[Member, ...]:
 
 
 def pick_cases(card: pd.DataFrame, member: Member) -> dict[str, Pick]:
-    """The ``typical`` and the ``worst`` case of a member, by its Dice alone.
+    """The ``typical`` case of a member and, as far as there are some, its worst ones, by its Dice alone.
 
-    Typical: the median test case of the sites that took part in training (the lower one of two). Worst:
-    the lowest of all test cases, held-out sites included.
+    Typical: the median test case of the sites that took part in training (the lower one of two). Worst,
+    second and third worst: the lowest of all test cases, held-out sites included.
     """
     cases = case_scores(card).query("model == @member.name").sort_values(["dice", "case"])
     seen = cases[~cases["held_out"]]["case"].tolist()
-    return {
+    picks = {
         "typical": Pick(
             seen[(len(seen) - 1) // 2],
             f"median Dice of {member.name} on the sites seen in training",
-        ),
-        "worst": Pick(
-            cases["case"].iloc[0], f"lowest Dice of {member.name} on any test case of any site"
-        ),
+        )
     }
+    for case, (kind, place) in zip(cases["case"], _WORST.items(), strict=False):
+        picks[kind] = Pick(case, f"{place} Dice of {member.name} on any test case of any site")
+    return picks
 
 
 def overlay(
@@ -95,9 +96,9 @@ def overlay(
         dice: name to the case's mean Dice, shown above the picture.
         structures: label code to name.
     """
-    grey, spacing = _to_ras(scan.array, scan.affine)
-    maps = {"reference": _to_ras(reference, scan.affine)[0]}
-    maps |= {name: _to_ras(labels, scan.affine)[0] for name, labels in predictions.items()}
+    grey, spacing = to_ras(scan.array, scan.affine)
+    maps = {"reference": to_ras(reference, scan.affine)[0]}
+    maps |= {name: to_ras(labels, scan.affine)[0] for name, labels in predictions.items()}
     truth = maps["reference"]
     differ: NDArray[np.bool_] | None = None
     if len(predictions) > 1:
@@ -178,9 +179,7 @@ def _colours(structures: int) -> NDArray[np.float64]:
     return np.array([[int(text[n : n + 2], 16) / 255 for n in (1, 3, 5)] for text in hexes])
 
 
-def _to_ras(
-    array: NDArray[Any], affine: NDArray[np.float64]
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Flip and swap axes to RAS; returns the array and its spacing in mm along the new axes."""
     orientation = nib.orientations.io_orientation(affine)
     turned = nib.orientations.apply_orientation(array, orientation)

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ ROLE_COLOUR = {"teacher": "#222222", "student": "#0072B2", "control": "#D55E00"}
 ROLE_MARKER = {"teacher": "D", "student": "o", "control": "^"}
 STEP_COLOUR = ("#999999", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#E69F00", "#CC79A7")
 _QUIET = "#6b7280"
+_TITLE_WIDTH = 18  # characters of a small panel's title in one line
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -321,7 +323,7 @@ def volume_agreement(card: pd.DataFrame, structures: Sequence[str], shown: Seque
                 axes.axhline(centre, color=colour, linewidth=1.2)
                 for edge in (centre - spread, centre + spread):
                     axes.axhline(edge, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
-            axes.set_title(structure.replace("_", " "), fontsize=8.5)
+            axes.set_title(fill(structure.replace("_", " "), _TITLE_WIDTH), fontsize=8.5)
             axes.tick_params(labelsize=7.5)
         figure.supxlabel("mean of predicted and reference volume, ml", fontsize=9)
         figure.supylabel("difference, % of that mean", fontsize=9)
@@ -357,6 +359,36 @@ def reliability(curves: pd.DataFrame, shown: Sequence[Member]) -> Figure:
         axes.set_ylim(0, 1)
         axes.grid()
         axes.legend(loc="upper left", fontsize=8.5)
+    return figure
+
+
+def ablation(summary: Mapping[str, Any]) -> Figure:
+    """Validation Dice by row of an ablation, a panel per width: a dot per seed, a line at the mean.
+
+    Args:
+        summary: what ``ablation.json`` holds.
+    """
+    widths = summary["widths"]
+    order = [line["row"] for line in summary["overall"]]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 1.2 + 0.34 * len(order)), layout="constrained")
+        grid = figure.subplots(1, len(widths), squeeze=False, sharey=True)
+        for axes, width in zip(grid.flat, widths, strict=True):
+            for line in (line for line in summary["rows"] if line["width"] == width):
+                y = -order.index(line["row"])
+                colour = ROLE_COLOUR["control" if line["row"] == "control" else "student"]
+                axes.scatter(line["scores"], [y] * len(line["scores"]), s=20, color=colour, alpha=0.6)
+                axes.vlines(line["mean"], y - 0.3, y + 0.3, color=colour, linewidth=2)
+            axes.set_title(f"{width}, {summary['steps'][width]} steps", fontsize=9.5)
+            axes.grid(axis="x")
+            axes.margins(x=0.1)
+            axes.spines["left"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+        grid[0, 0].set_yticks(
+            [-n for n in range(len(order))],
+            [row.replace("_", " + ") + (" *" if row == summary["chosen"] else "") for row in order],
+        )
+        figure.supxlabel("Dice on the validation split (a dot per seed, a line at the mean)", fontsize=9)
     return figure
 
 

@@ -1,9 +1,13 @@
-"""One HTML page with every figure and picture in it: no script, no font, no request to anywhere."""
+"""One HTML page with every figure and picture in it: no script, no font, no request to anywhere.
+
+It is made of the files in ``reports/TASK`` alone, so what other stages and studies left there is shown
+beside the evaluation.
+"""
 
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,58 +16,33 @@ import jinja2
 import pandas as pd
 
 from segdistill.evaluation.compare import Comparison
-from segdistill.evaluation.members import Member, TestSet
-from segdistill.evaluation.overlays import Pick, shown_members
-from segdistill.evaluation.summary import site_scores, step_seconds, structure_scores
+from segdistill.evaluation.members import width_label
+from segdistill.evaluation.score import read_scorecard
+from segdistill.evaluation.summary import (
+    site_scores,
+    step_seconds,
+    structure_scores,
+    training_pace,
+)
 from segdistill.evaluation.verdict import MEASURE_NAMES, Verdict
-from segdistill.files import atomic_path
+from segdistill.files import atomic_path, read_json
 
 DASH = "\N{EN DASH}"
+#: What studies and the check on a real scan leave beside the evaluation; a section each, if it is there.
+ABLATION, LEFT_OUT, UNSEEN = "ablation.json", "leave_one_site_out", "unseen.json"
 
 
-@dataclass(frozen=True)
-class ReportInput:
-    """All that the page shows.
+def write_report(reports: Path, path: Path) -> None:
+    """Render the page to ``path``.
 
-    Attributes:
-        task: the task's name.
-        family: the members in order.
-        test_set: the cases.
-        table: the rows of family.json.
-        card: the scorecard.
-        timings: the timing rows.
-        memory: the memory rows.
-        comparisons: the paired comparisons.
-        verdicts: one per student.
-        margin: of non-inferiority, a share of the teacher's Dice.
-        machine: see :func:`~segdistill.evaluation.machine.describe_machine`.
-        picks: the cases of the overlays by kind, ``typical`` and ``worst``.
-        digests: bundle digest by member.
-        tolerance_mm: of NSD, mm.
-        confidence: of the intervals.
-        plots: folder of the PNG files.
+    Args:
+        reports: folder with the evaluation's files and, as far as there are some, the learning curves
+            below ``curves/`` and what studies wrote.
+        path: the page.
+
+    Raises:
+        SegdistillError: a file of the evaluation is missing.
     """
-
-    task: str
-    family: Sequence[Member]
-    test_set: TestSet
-    table: Sequence[Mapping[str, Any]]
-    card: pd.DataFrame
-    timings: pd.DataFrame
-    memory: pd.DataFrame
-    comparisons: Sequence[Comparison]
-    verdicts: Sequence[Verdict]
-    margin: float
-    machine: Mapping[str, Any]
-    picks: Mapping[str, Pick]
-    digests: Mapping[str, str]
-    tolerance_mm: float
-    confidence: float
-    plots: Path
-
-
-def write_report(path: Path, given: ReportInput) -> None:
-    """Render the page to ``path``."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -80,40 +59,41 @@ def write_report(path: Path, given: ReportInput) -> None:
         resources.files("segdistill.evaluation").joinpath("report.html.j2").read_text("utf-8")
     )
     with atomic_path(path) as partial:
-        partial.write_text(template.render(_context(given)), "utf-8")
+        partial.write_text(template.render(_context(reports)), "utf-8")
 
 
-def _context(given: ReportInput) -> dict[str, Any]:
-    sites = site_scores(given.card)
-    structures = structure_scores(given.card)
-    shown = shown_members(given.family)
-    steps = step_seconds(given.timings)
-    roles = {member.name: member.role for member in given.family}
-    commits = sorted({member.git_commit for member in given.family if member.git_commit})
+def _context(reports: Path) -> dict[str, Any]:
+    facts, table = (read_json(reports / name) for name in ("evaluation.json", "family.json"))
+    comparisons = [Comparison(**entry) for entry in read_json(reports / "comparisons.json")]
+    card = read_scorecard(reports / "scorecard.csv")
+    timings, memory = (pd.read_csv(reports / name) for name in ("timings.csv", "memory.csv"))
+    sites, structures, steps = site_scores(card), structure_scores(card), step_seconds(timings)
+    roles = {row["name"]: row["role"] for row in table}
+    for row in table:
+        row |= {"width_label": width_label(row["width"]), "digest": facts["digests"][row["name"]]}
     return {
-        "task": given.task,
-        "test_set": given.test_set,
-        "all_simulated": set(given.test_set.simulated) == set(given.test_set.sites),
-        "table": [
-            {**row, "width_label": member.width_label, "digest": given.digests[member.name]}
-            for row, member in zip(given.table, given.family, strict=True)
+        "facts": facts,
+        "all_simulated": set(facts["simulated"]) == set(facts["sites"]),
+        "table": table,
+        "has_unseen": bool(facts["held_out"]),
+        "comparisons": [c for c in comparisons if c.metric == "dice"],
+        "distances": [c for c in comparisons if c.metric == "hd95_mm"],
+        "verdicts": [
+            Verdict(**{field.name: row[field.name] for field in fields(Verdict)})
+            for row in table
+            if row["role"] == "student"
         ],
-        "has_unseen": bool(given.test_set.held_out),
-        "comparisons": [c for c in given.comparisons if c.metric == "dice"],
-        "distances": [c for c in given.comparisons if c.metric == "hd95_mm"],
-        "verdicts": given.verdicts,
-        "margin": given.margin,
         "measures": MEASURE_NAMES,
-        "headline": _headline(given, shown),
+        "headline": _headline(table, comparisons, facts["shown"]),
         "roles": roles,
         "sites": [
             {
                 "site": site,
-                "held_out": site in given.test_set.held_out,
+                "held_out": site in facts["held_out"],
                 "cases": int(sites[sites["site"] == site]["cases"].iloc[0]),
                 "dice": _by_model(sites[sites["site"] == site], "dice"),
             }
-            for site in given.test_set.sites
+            for site in facts["sites"]
         ],
         "structures": [
             {
@@ -126,46 +106,53 @@ def _context(given: ReportInput) -> dict[str, Any]:
                     for metric in ("dice", "nsd", "hd95_mm")
                 },
             }
-            for structure in given.test_set.structures.values()
+            for structure in facts["structures"]
         ],
-        "shown": [member.name for member in shown],
-        "models": [member.name for member in given.family],
+        "models": list(roles),
         "steps": list(dict.fromkeys(steps["step"])),
         "seconds": {
             (str(row["model"]), str(row["step"])): float(row["cpu_s"])
             for row in steps.to_dict("records")
         },
-        "timed_cases": list(dict.fromkeys(given.timings["case"])),
-        "memory_case": given.memory["case"].iloc[0],
-        "machine": given.machine,
-        "picks": given.picks,
-        "tolerance_mm": given.tolerance_mm,
-        "confidence": given.confidence,
-        "commits": commits,
-        "pictures": {
-            file.stem: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
-            for file in sorted(given.plots.glob("*.png"))
-        },
+        "timed_cases": list(dict.fromkeys(timings["case"])),
+        "memory_case": memory["case"].iloc[0],
+        "pace": training_pace(reports / "curves", list(roles)),
+        "ablation": _if_there(reports / ABLATION),
+        "unseen": _if_there(reports / UNSEEN),
+        "left_out": [read_json(path) for path in sorted((reports / LEFT_OUT).glob("*.json"))],
+        "pictures": _pictures(reports),
     }
 
 
-def _headline(given: ReportInput, shown: Sequence[Member]) -> dict[str, Any] | None:
+def _if_there(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def _pictures(reports: Path) -> dict[str, str]:
+    """Pictures as data addresses, by the stem of their names."""
+    files = [*(reports / "plots").glob("**/*.png"), *reports.glob("*.png")]
+    return {
+        file.stem: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
+        for file in sorted(files)
+    }
+
+
+def _headline(
+    table: Sequence[Mapping[str, Any]], comparisons: Sequence[Comparison], shown: Sequence[str]
+) -> dict[str, Any] | None:
     """The shown student's row with its two comparisons on seen sites; None without a student."""
-    student = next((member for member in shown if member.role == "student"), None)
+    student = next((row for row in table if row["role"] == "student" and row["name"] in shown), None)
     if student is None:
         return None
     seen = [
-        c
-        for c in given.comparisons
-        if c.name == student.name and c.sites == "seen" and c.metric == "dice"
+        c for c in comparisons if c.name == student["name"] and c.sites == "seen" and c.metric == "dice"
     ]
-    teacher = given.family[0].name
+    teacher = table[0]
     return {
-        "row": next(row for row in given.table if row["name"] == student.name),
-        "teacher_row": given.table[0],
-        "width_label": student.width_label,
-        "control": next((c for c in seen if c.against != teacher), None),
-        "teacher": next((c for c in seen if c.against == teacher), None),
+        "row": student,
+        "teacher_row": teacher,
+        "control": next((c for c in seen if c.against != teacher["name"]), None),
+        "teacher": next((c for c in seen if c.against == teacher["name"]), None),
     }
 
 

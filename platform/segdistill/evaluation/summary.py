@@ -1,6 +1,7 @@
 """From scorecard and timings to the family table: one line per member, every figure from the rows."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -124,6 +125,38 @@ def family_table(
         row |= {f"{metric}_unseen_site": other.get(metric) for metric in METRICS}
         table.append({key: _rounded(key, value) for key, value in row.items()})
     return table
+
+
+def training_pace(curves: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """How fast each member was trained and what the time went into, from ``curves/NAME.csv``.
+
+    Returns:
+        For every name with a curve: ``steps``, ``samples_per_second`` (patches of all workers over the
+        whole training), and the shares of the time ``data_share`` (waiting for patches),
+        ``teacher_share`` and ``student_share`` (the rest).
+    """
+    found = []
+    for name in names:
+        path = curves / f"{name}.csv"
+        curve = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+        if not {"step", "samples_per_second", "data_share", "teacher_share"} <= set(curve.columns):
+            continue
+        steps = curve["step"].diff().fillna(curve["step"])
+        time = steps / curve["samples_per_second"]  # up to a factor: the patches of a step
+        shares = {
+            share: float((curve[share] * time).sum() / time.sum())
+            for share in ("data_share", "teacher_share")
+        }
+        found.append(
+            {
+                "name": name,
+                "steps": int(curve["step"].iloc[-1]),
+                "samples_per_second": float(steps.sum() / time.sum()),
+                **shares,
+                "student_share": 1 - sum(shares.values()),
+            }
+        )
+    return found
 
 
 def _means(cases: pd.DataFrame) -> dict[str, dict[str, float]]:

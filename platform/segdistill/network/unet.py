@@ -9,6 +9,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segdistill.network.architecture import Architecture
 
+SLOPE = 0.01  # of the leaky ReLU, DynUNet's and ours
+
+
+class _Body(DynUNet):  # type: ignore[misc]
+    """DynUNet whose decoder has each level's own kernel (as nnU-Net), not that of the level below."""
+
+    kernel_size: Any
+
+    def get_upsamples(self) -> Any:
+        kernels = self.kernel_size
+        self.kernel_size = [kernels[0], *kernels[:-1]]
+        blocks = super().get_upsamples()
+        self.kernel_size = kernels
+        return blocks
+
 
 class _Body(DynUNet):  # type: ignore[misc]
     """DynUNet whose decoder has each level's own kernel (as nnU-Net), not that of the level below."""
@@ -33,7 +48,8 @@ class UNet(nn.Module):
 
     With a ``stem_stride`` of s > 1 the first level already works on cells of s^3 voxels. The last
     convolution then predicts s^3 times K channels, one set per voxel of the cell, so the output keeps
-    the full resolution.
+    the full resolution. Before it, one more layer joins the features with the image's own s^3 voxels of
+    the cell: alone, the few features of a narrow student can't tell s^3 voxels of many classes apart.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -52,6 +68,14 @@ class UNet(nn.Module):
             deep_supr_num=architecture.deep_supervision,
             trans_bias=True,
         )
+        if architecture.stem_stride > 1:
+            cell = architecture.stem_stride**3
+            joined = architecture.channels[0] + architecture.channels_in * cell
+            self.body.output_block.conv.conv = nn.Sequential(
+                nn.Conv3d(joined, joined, kernel_size=1),
+                nn.LeakyReLU(SLOPE),
+                nn.Conv3d(joined, architecture.channels_out * cell, kernel_size=1),
+            )
         # The coarser heads predict classes, not cells of classes.
         for index, head in enumerate(self.body.deep_supervision_heads):
             head.conv.conv = nn.Conv3d(
@@ -60,16 +84,19 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """See the class."""
-        logits = unfold_cells(
-            self.body.output_block(self.body.skip_layers(image)), self.architecture.stem_stride
-        )
+        logits = self._finest(image)
         return [logits, *self.body.heads] if self.training else logits
+
+    def _finest(self, image: Tensor) -> Tensor:
+        stride = self.architecture.stem_stride
+        features = self.body.skip_layers(image)
+        if stride > 1:
+            features = torch.cat([features, fold_cells(image, stride)], dim=1)
+        return unfold_cells(self.body.output_block(features), stride)
 
     def levels(self, image: Tensor) -> list[Tensor]:
         """The logits of every trained level, in evaluation mode too (a teacher's, for distillation)."""
-        logits = unfold_cells(
-            self.body.output_block(self.body.skip_layers(image)), self.architecture.stem_stride
-        )
+        logits = self._finest(image)
         return [logits, *self.body.heads]
 
 
@@ -85,6 +112,14 @@ def unfold_cells(cells: Tensor, stride: int) -> Tensor:
     return parts.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(
         batch, channels // stride**3, x * stride, y * stride, z * stride
     )
+
+
+def fold_cells(image: Tensor, stride: int) -> Tensor:
+    """Bring a cell's voxels into channels: (B, C, s*x, s*y, s*z) to (B, C * s^3, x, y, z)."""
+    batch, channels, *size = image.shape
+    x, y, z = (n // stride for n in size)
+    parts = image.reshape(batch, channels, x, stride, y, stride, z, stride)
+    return parts.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, channels * stride**3, x, y, z)
 
 
 def own_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class Lineage:
 def read_lineage(root: Path, task: str) -> Lineage:
     """Read which data a task has and its DVC hashes.
 
-    Hashes of the pipeline's own sites come from ``dvc.lock``, those of imported sites from the
+    Hashes of the pipeline's own sites come from its ``dvc.lock``, those of imported sites from the
     ``.dvc`` file beside each.
 
     Raises:
@@ -114,8 +114,10 @@ def _code(root: Path) -> str:
 def _hashes(root: Path) -> dict[str, str]:
     """DVC's hash by path relative to the root, of every output that DVC knows."""
     found: dict[str, str] = {}
-    lock = root / "dvc.lock"
-    if lock.exists():
+    # A task's own pipeline has its own lock; all of them name paths from the root.
+    for lock in [root / "dvc.lock", *sorted(root.glob("tasks/*/dvc.lock"))]:
+        if not lock.exists():
+            continue
         for stage in _yaml(lock).get("stages", {}).values():
             found.update({out["path"]: out["md5"] for out in stage.get("outs", []) if "md5" in out})
     for pointer in sorted((root / "data").rglob("*.dvc")):

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from segdistill.files import SegdistillError, json_bytes, read_json, write_json
 
-Foreground = Literal["nonzero", "above_mean"]
+Foreground = Literal["nonzero", "above_mean", "body"]
 Mode = Literal["windows", "whole"]
 Region = Literal["foreground", "crop", "filled"]
 Convention = Literal["own", "nnunet"]
@@ -58,8 +58,9 @@ class Plan:
         orientation: axis codes that scans are brought to, e.g. ``RAS``; or ``stored``: axes stay as the
             file has them, as in nnU-Net.
         spacing_mm: voxel size the network works at, in mm.
-        foreground: what counts as content for the crop and for ``zscore``: ``nonzero`` or
-            ``above_mean`` (voxels above the scan's mean intensity: the head without the air).
+        foreground: what counts as content for the crop and for ``zscore``: ``nonzero``,
+            ``above_mean`` (voxels above the scan's mean intensity: the head without the air), or
+            ``body`` (CT: the largest piece that is no air, without table and arms).
         normalisation: see :class:`Normalisation`.
         patch_size: window size in voxels; also the training patch.
         size_divisor: network inputs must be multiples of this many voxels on every axis.

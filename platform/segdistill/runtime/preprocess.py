@@ -4,7 +4,7 @@ Training and inference call the very same functions, so a network meets at the b
 trained on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from segdistill.files import SegdistillError
 from segdistill.runtime import nnunet
@@ -36,6 +37,10 @@ Step = Callable[[str], AbstractContextManager[Any]]
 _SPECKLE = 0.01
 # "Above the mean" misses dark content at the rim (cerebrospinal fluid, lung): keep this much more.
 _MARGIN_MM = 10.0
+# The body in CT: what is denser than this, thicker than a table's shells, looked for on a coarse grid.
+_BODY_HU = -500.0
+_BODY_THICK_MM = 20.0
+_COARSE_MM = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +133,10 @@ def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared
     with step("orient_crop"):
         flips = _flips(volume, plan)
         oriented = apply_orientation(volume.array, flips)
-        mask = foreground(oriented, plan.foreground)
         order = np.argsort(flips[:, 0])
         spacing = tuple(volume.spacing_mm[axis] for axis in order)
-        margin_mm = _MARGIN_MM if plan.foreground == "above_mean" else 0.0
+        mask = foreground(oriented, plan.foreground, spacing)
+        margin_mm = _MARGIN_MM if plan.foreground != "nonzero" else 0.0
         speckle = _SPECKLE if plan.foreground == "above_mean" else 0.0
         crop = tuple(
             _content(mask, axis, speckle, int(np.ceil(margin_mm / spacing[axis]))) for axis in range(3)
@@ -201,22 +206,60 @@ def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[n
     )
 
 
-def foreground(array: NDArray[Any], rule: Foreground) -> NDArray[np.bool_]:
+def foreground(
+    array: NDArray[Any], rule: Foreground, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+) -> NDArray[np.bool_]:
     """The voxels that count as content.
 
     Args:
         array: (X, Y, Z) intensities.
-        rule: ``nonzero``, or ``above_mean``: above the mean intensity of the whole array.
+        rule: ``nonzero``; ``above_mean``: above the mean intensity of the whole array; ``body``: see
+            :func:`body`.
+        spacing_mm: voxel size along each axis, mm; only ``body`` asks for it.
 
     Raises:
         SegdistillError: there are none.
     """
-    mask: NDArray[np.bool_] = (
-        array > array.mean(dtype=np.float64) if rule == "above_mean" else array != 0
-    )
+    mask: NDArray[np.bool_]
+    if rule == "body":
+        mask = body(array, spacing_mm)
+    else:
+        mask = array > array.mean(dtype=np.float64) if rule == "above_mean" else array != 0
     if not mask.any():
         raise SegdistillError(f"the scan has no content: no voxel is {rule}. Check the export.")
     return mask
+
+
+def body(array: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.bool_]:
+    """The body in a CT: the largest piece denser than -500 HU and thicker than 20 mm.
+
+    A table's shells are thinner and fall away, arms that don't touch the trunk are other pieces. Looked
+    for on about every 4 mm; a corner may be missing, for which the crop's margin makes up. Where nothing
+    is so thick, all that is denser than -500 HU.
+
+    Args:
+        array: (X, Y, Z) HU.
+        spacing_mm: voxel size along each axis, mm.
+    """
+    steps = [max(1, int(_COARSE_MM / size)) for size in spacing_mm]
+    dense = array[:: steps[0], :: steps[1], :: steps[2]] > _BODY_HU
+    across = [
+        max(1, round(_BODY_THICK_MM / (size * step)))
+        for size, step in zip(spacing_mm, steps, strict=True)
+    ]
+    # Beyond the first and the last slice the body goes on.
+    padded = np.pad(dense, [(n, n) for n in across], mode="edge")
+    thick = ndimage.binary_opening(padded, np.ones(across, bool))
+    thick = thick[tuple(slice(n, -n) for n in across)]
+    pieces, count = ndimage.label(thick)
+    if not count:
+        return np.asarray(array > _BODY_HU)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    largest = pieces == sizes.argmax()
+    for axis, step in enumerate(steps):
+        largest = np.repeat(largest, step, axis=axis)
+    return np.asarray(largest[tuple(slice(0, n) for n in array.shape)])
 
 
 def normalise(

@@ -1,16 +1,17 @@
 """Random changes of a patch, so that the network meets more scanners and heads than it was given."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from monai import transforms
 from monai.data import set_track_meta
+from torch import Tensor
 
 # Patches carry no affine, and keeping track of one costs ten times what the transforms themselves cost.
 set_track_meta(False)
 
-_BOTH = ("image", "label")
+_ALL = ("image", "label", "soft")  # soft labels only where there are some
 
 
 def augmentation(flip_left_right: bool) -> transforms.Compose:
@@ -22,14 +23,20 @@ def augmentation(flip_left_right: bool) -> transforms.Compose:
     """
     return transforms.Compose(
         [
-            transforms.RandFlipd(_BOTH, prob=0.5 if flip_left_right else 0.0, spatial_axis=0),
+            transforms.RandFlipd(
+                _ALL,
+                prob=0.5 if flip_left_right else 0.0,
+                spatial_axis=0,
+                allow_missing_keys=True,
+            ),
             transforms.RandAffined(
-                _BOTH,
+                _ALL,
                 prob=0.3,
                 rotate_range=(0.2, 0.2, 0.2),
                 scale_range=(0.12, 0.12, 0.12),
-                mode=("bilinear", "nearest"),
+                mode=("bilinear", "nearest", "nearest"),
                 padding_mode="border",
+                allow_missing_keys=True,
             ),
             transforms.RandGaussianNoised("image", prob=0.2, std=0.15),
             transforms.RandGaussianSmoothd(
@@ -44,19 +51,19 @@ def augmentation(flip_left_right: bool) -> transforms.Compose:
 
 
 def apply(
-    transform: transforms.Compose, image: np.ndarray, label: np.ndarray, random: np.random.Generator
-) -> tuple[Any, Any]:
+    transform: transforms.Compose, patch: Mapping[str, np.ndarray], random: np.random.Generator
+) -> dict[str, Tensor]:
     """One patch through ``transform``, all of its choices drawn from ``random``.
 
     Args:
         transform: of :func:`augmentation`.
-        image: (1, X, Y, Z) float32.
-        label: (1, X, Y, Z) uint8.
+        patch: ``image`` (1, X, Y, Z) float32, ``label`` (1, X, Y, Z) uint8 and, if there are any,
+            ``soft`` (4, X, Y, Z) uint8, which moves as the label does.
         random: where the randomness comes from.
 
     Returns:
-        Tensors of the same shapes.
+        Tensors of the same names and shapes.
     """
     transform.set_random_state(seed=int(random.integers(2**31)))
-    out = transform({"image": torch.from_numpy(image), "label": torch.from_numpy(label)})
-    return out["image"], out["label"]
+    out: dict[str, Tensor] = transform({name: torch.from_numpy(array) for name, array in patch.items()})
+    return out

@@ -1,29 +1,43 @@
 """A training's state between two steps, as safetensors and JSON: no pickle, here either."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from segdistill.files import read_json, write_json
 from segdistill.network.unet import own_tensors
 
 _STATE = "state.safetensors"
 _PROGRESS = "progress.json"
+_TRAINED, _AVERAGE = "trained.", "average."
 
 
-def save(
-    folder: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    history: list[dict[str, Any]],
-) -> None:
-    """Write network, optimiser moments, step and history into ``folder``."""
-    tensors = {f"network.{name}": value for name, value in own_tensors(network).items()}
-    for number, moments in optimizer.state_dict()["state"].items():
+@dataclass(frozen=True)
+class State:
+    """All that a training changes.
+
+    Attributes:
+        trained: what the optimiser trains: the network, under that name, and what else learns with it.
+        optimizer: its moments.
+        average: the moving average of the network's weights, which is then what comes out; or None.
+    """
+
+    trained: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+
+
+def save(folder: Path, state: State, step: int, history: list[dict[str, Any]]) -> None:
+    """Write weights, optimiser moments, step and history into ``folder``."""
+    tensors = {_TRAINED + name: value for name, value in own_tensors(state.trained).items()}
+    if state.average is not None:
+        tensors |= {_AVERAGE + name: value for name, value in own_tensors(state.average).items()}
+    for number, moments in state.optimizer.state_dict()["state"].items():
         for key, value in moments.items():
             tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
     save_file(
@@ -32,20 +46,35 @@ def save(
     write_json(folder / _PROGRESS, {"step": step, "history": history})
 
 
-def restore(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> tuple[int, list[dict[str, Any]]]:
+def restore(folder: Path, state: State) -> tuple[int, list[dict[str, Any]]]:
     """Load what :func:`save` wrote; returns the step to go on with, and the history so far."""
     tensors = load_file(folder / _STATE)
+    _load(state.trained, tensors, _TRAINED)
+    if state.average is not None:
+        _load(state.average, tensors, _AVERAGE)
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            moments.setdefault(int(number), {})[key] = value
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
+    return _progress(folder)
+
+
+def restore_result(folder: Path, network: nn.Module) -> tuple[int, list[dict[str, Any]]]:
+    """Load only the network that came out; returns the step it is of, and the history."""
+    tensors = load_file(folder / _STATE)
+    averaged = any(name.startswith(_AVERAGE) for name in tensors)
+    _load(network, tensors, f"{_AVERAGE}module." if averaged else f"{_TRAINED}network.")
+    return _progress(folder)
+
+
+def _load(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
     with torch.no_grad():
-        for name, value in own_tensors(network).items():
-            value.copy_(tensors[f"network.{name}"])
-    if optimizer is not None:
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".", 2)
-                state.setdefault(int(number), {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        for name, value in own_tensors(module).items():
+            value.copy_(tensors[prefix + name])
+
+
+def _progress(folder: Path) -> tuple[int, list[dict[str, Any]]]:
     progress = read_json(folder / _PROGRESS)
     return int(progress["step"]), list(progress["history"])

@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segdistill.files import json_bytes, read_json, sha256_of
-from segdistill.network.model import CARD, Role
 from segdistill.runtime.plan import Plan
+
+if TYPE_CHECKING:
+    from segdistill.network.model import Role
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,15 @@ class Job:
         plan: path of plan.json.
         data: folder of prepared cases.
         teacher: folder of the teacher's model, for a student; else None.
+        soft_labels: folder of the teacher's soft labels, for a student; else None.
         network: the ``network`` part of params.yaml.
         training: the ``training`` part of params.yaml.
-        distillation: the ``distillation`` part of params.yaml.
+        distillation: the ``distillation`` part of params.yaml; empty without a teacher.
         tracking: ``{"uri": ..., "run_id": ...}`` of the MLflow run that follows along, or empty.
     """
 
     name: str
-    role: Role
+    role: "Role"
     width: float
     steps: int
     learning_rate: float
@@ -42,6 +45,7 @@ class Job:
     plan: str
     data: str
     teacher: str | None
+    soft_labels: str | None
     network: Mapping[str, Any]
     training: Mapping[str, Any]
     distillation: Mapping[str, Any]
@@ -56,14 +60,21 @@ class Job:
 
         A run of the same digest may go on from its checkpoint; one of another must not.
         """
+        from segdistill.network.model import (
+            CARD,
+        )  # seconds of imports, which Ray's own actors do without
+
         data = Path(self.data)
         source = Path(__file__).resolve().parents[1]
-        code = sorted(path for room in ("network", "training") for path in (source / room).rglob("*.py"))
+        code = [path for room in ("network", "training") for path in (source / room).rglob("*.py")]
+        if self.teacher is None:  # how students are taught is no matter of teachers and controls
+            code = [path for path in code if path.parent.name != "distillation"]
         body = self.to_json() | {
             "tracking": None,
             "plan": Plan.read(Path(self.plan)).digest(),
             "data": [sha256_of(path) for path in sorted(data.iterdir())],
             "teacher": self.teacher and read_json(Path(self.teacher) / CARD)["weights_sha256"],
-            "code": [sha256_of(path) for path in code],
+            "soft_labels": self.soft_labels and read_json(Path(self.soft_labels) / "index.json"),
+            "code": [sha256_of(path) for path in sorted(code)],
         }
         return hashlib.sha256(json_bytes(body)).hexdigest()

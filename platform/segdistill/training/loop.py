@@ -4,13 +4,15 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
@@ -19,13 +21,16 @@ from segdistill.network.unet import UNet
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.windows import predict
 from segdistill.training import checkpoint
-from segdistill.training.inherit import inherit
+from segdistill.training.device import has_bf16
+from segdistill.training.distillation.inherit import inherit
+from segdistill.training.distillation.teaching import DistillationKnobs, FeatureTap, Teaching
 from segdistill.training.job import Job
-from segdistill.training.losses import LossWeights, total_loss
-from segdistill.training.patches import PatchSampler, TrainingCase, read_cases
+from segdistill.training.losses import supervised_loss
+from segdistill.training.patches import Batch, PatchSampler, TrainingCase, ahead, read_cases
 from segdistill.training.session import Session
 from segdistill.training.tracking import Tracker
 
+TERMS = ("supervised", "logit", "region", "context")  # of the loss, weights included
 LOG_STEPS = 25  # steps that one row of the learning curve averages
 _WARM_UP = 0.05  # share of the steps in which the learning rate rises
 _INHERIT_BATCHES = 12  # of patches, from which a student's start is worked out
@@ -44,9 +49,8 @@ def train(job: Job, session: Session) -> None:
     knobs = job.training
     torch.manual_seed(job.seed)
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out)).to(session.device)
-    teacher = _teacher(job, plan, session.device)
     sampler = PatchSampler(
-        read_cases(Path(job.data), "train"),
+        read_cases(Path(job.data), "train", soft=Path(job.soft_labels) if job.soft_labels else None),
         plan,
         batch_size=knobs["batch_size"],
         foreground_share=knobs["foreground_share"],
@@ -54,81 +58,146 @@ def train(job: Job, session: Session) -> None:
         seed=job.seed,
     )
     latest = session.latest()
-    if teacher is not None and job.distillation["inherit"] and latest is None:
-        _inherit(network, teacher, sampler, session)
+    teacher = _Teacher.of(job, plan, session, network)
+    if teacher is not None and teacher.knobs.inherit and latest is None:
+        _inherit(network, teacher.network, sampler, session)
     wrapped = session.wrap(network)
+    trained = nn.ModuleDict({"network": network})
+    if teacher is not None:
+        trained["teaching"] = teacher.teaching
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=job.learning_rate, weight_decay=knobs["weight_decay"]
+        trained.parameters(), lr=job.learning_rate, weight_decay=knobs["weight_decay"]
     )
+    average = None
+    if knobs["ema"]:
+        moving = get_ema_multi_avg_fn(knobs["ema"])  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
+    result: UNet = network if average is None else average.module  # type: ignore[assignment]
+    state = checkpoint.State(trained, optimizer, average)
     val_cases = read_cases(Path(job.data), "val")
-    weights = LossWeights(
-        dice=job.distillation["dice_weight"],
-        ce=job.distillation["ce_weight"],
-        kd=job.distillation.get("kd_weight", 0.0),
-        temperature=job.distillation.get("temperature", 1.0),
-    )
-    alone = round(job.distillation.get("warm_up", 0.0) * job.steps)
     half = knobs["precision"] == "bf16" and has_bf16(session.device)
     tracker = Tracker(job.tracking if session.rank == 0 else {})
     start = 0
     history: list[dict[str, Any]] = []
     if latest is not None:
-        start, history = checkpoint.restore(latest, network, optimizer)
+        start, history = checkpoint.restore(latest, state)
     curve = _Curve(job, start, session)
     if start and session.rank == 0:
         session.say(f"{job.name}: goes on after step {start} of {job.steps}")
 
-    for step in range(start, job.steps):
+    steps = range(start, job.steps)
+    began = time.perf_counter()
+    for step, batch in zip(
+        steps, ahead(lambda step: sampler.batch(step, session.rank), steps), strict=True
+    ):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, job.steps, job.learning_rate)
-        began = time.perf_counter()
-        image, label = sampler.batch(step, session.rank)
-        image, label = image.to(session.device), label.to(session.device)
+        batch = batch.to(session.device)
         loaded = time.perf_counter()
         wrapped.train()
+        heard = None
         with torch.autocast(session.device.type, torch.bfloat16, enabled=half):
-            teacher_levels = None
-            if teacher is not None and step >= alone:
-                with torch.no_grad():
-                    teacher_levels = teacher.levels(image)
+            if teacher is not None:
+                heard = teacher.looks_at(batch, step)
             taught = time.perf_counter()
-            levels = wrapped(image)
-        losses = total_loss(levels, label, weights, teacher_levels)
-        if not math.isfinite(losses["loss"].item()):
+            levels = wrapped(batch.image)
+        losses = {
+            "supervised": supervised_loss(levels, batch.label, knobs["dice_weight"], knobs["ce_weight"])
+        }
+        if teacher is not None and heard is not None:
+            losses |= teacher.says(levels, heard, batch, step)
+        loss = torch.stack(list(losses.values())).sum()
+        if not math.isfinite(loss.item()):
             raise SegdistillError(
                 f"{job.name}: the loss is no number at step {step}. Lower its learning_rate, "
                 "or use precision f32."
             )
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained.parameters(), _CLIP)
         optimizer.step()
-        curve.add(
-            losses, data=loaded - began, teacher=taught - loaded, total=time.perf_counter() - began
-        )
+        if average is not None:
+            average.update_parameters(network)
+        now = time.perf_counter()
+        curve.add(losses, data=loaded - began, teacher=taught - loaded, total=now - began)
+        began = now
 
         done = step + 1
         last = done == job.steps
         if done % LOG_STEPS == 0 or last:
             row = curve.row(done, optimizer.param_groups[0]["lr"], knobs["batch_size"] * session.workers)
             if done % knobs["validate_steps"] == 0 or last:
-                row["val_dice"] = validate(network, val_cases, plan) if session.rank == 0 else None
+                row["val_dice"] = validate(result, val_cases, plan) if session.rank == 0 else None
             history.append(row)
             tracker.log(row)
             curve.show(row)
         if done % knobs["checkpoint_steps"] == 0 or last:
             with tempfile.TemporaryDirectory() as name:
                 if session.rank == 0:
-                    checkpoint.save(Path(name), network, optimizer, done, history)
+                    checkpoint.save(Path(name), state, done, history)
                 session.report(
                     {"step": done, "loss": history[-1]["loss"] if history else None}, Path(name)
                 )
+        began = time.perf_counter()  # validating and saving are no part of a step
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What the teacher made of a batch: its logits and features, or None with stored soft labels."""
+
+    levels: list[Tensor] | None
+    features: list[Tensor]
+
+
+class _Teacher:
+    """The teacher beside a student in training."""
+
+    @classmethod
+    def of(cls, job: Job, plan: Plan, session: Session, student: UNet) -> "_Teacher | None":
+        return None if job.teacher is None else cls(job, job.teacher, plan, session, student)
+
+    def __init__(self, job: Job, folder: str, plan: Plan, session: Session, student: UNet) -> None:
+        self.knobs = DistillationKnobs.from_params(job.distillation)
+        teacher = read_model(Path(folder), plan).network.to(session.device).eval()
+        self.network = teacher.requires_grad_(False)
+        self.teaching = Teaching(
+            self.knobs, student.architecture.channels, teacher.architecture.channels
+        ).to(session.device)
+        # With several workers its projections' gradients must be averaged, too; without any there is
+        # nothing to average, which DDP refuses.
+        has_own = any(True for _ in self.teaching.parameters())
+        self._wrapped = session.wrap(self.teaching) if has_own else self.teaching
+        self._taps = (FeatureTap(student), FeatureTap(teacher)) if has_own else ()
+        self._from = round(self.knobs.warm_up * job.steps) if self.knobs.speaks else job.steps
+        self._seed = job.seed
+
+    def looks_at(self, batch: Batch, step: int) -> _Heard | None:
+        """Run the teacher if it runs live; None while the student is still left alone."""
+        if step < self._from:
+            return None
+        if self.knobs.teaching == "stored":
+            return _Heard(None, [])
+        with torch.no_grad():
+            levels = self.network.levels(batch.image)
+        return _Heard(levels, self._taps[1].take() if self._taps else [])
+
+    def says(self, levels: list[Tensor], heard: _Heard, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The weighted distillation terms of a step."""
+        terms: dict[str, Tensor] = self._wrapped(
+            levels,
+            self._taps[0].take() if self._taps else [],
+            self.teaching.heard(levels, heard.levels, batch.soft),
+            heard.features,
+            batch.label,
+            self._seed + step,
+        )
+        return terms
 
 
 def _inherit(network: UNet, teacher: UNet, sampler: PatchSampler, session: Session) -> None:
     # Patches that no worker trains on, the same ones for all.
-    batches = (sampler.batch(step, session.workers)[0] for step in range(_INHERIT_BATCHES))
-    explained = inherit(network, teacher, [image.to(session.device) for image in batches])
+    batches = (sampler.batch(step, session.workers) for step in range(_INHERIT_BATCHES))
+    explained = inherit(network, teacher, [batch.image.to(session.device) for batch in batches])
     worst = min(explained, key=lambda name: explained[name])
     if session.rank == 0:
         mean = sum(explained.values()) / len(explained)
@@ -142,7 +211,7 @@ def finished(folder: Path, job: Job) -> tuple[UNet, list[dict[str, Any]]]:
     """The trained network (on the CPU) and its learning curve, from the last checkpoint's folder."""
     plan = Plan.read(Path(job.plan))
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out))
-    step, history = checkpoint.restore(folder, network, None)
+    step, history = checkpoint.restore_result(folder, network)
     if step != job.steps:
         raise SegdistillError(f"{folder}: stopped at step {step} of {job.steps}. Run 'dvc repro' again.")
     return network.eval(), history
@@ -156,37 +225,32 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * max(1e-3, 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is in the hardware (emulated, it would be slower than f32)."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def validate(network: UNet, cases: list[TrainingCase], plan: Plan) -> float:
-    """Mean Dice (structures present, then cases) on the plan's grid, with windows that don't overlap."""
+    """Mean Dice (structures present, then cases), see :func:`structure_dice`."""
+    return float(np.nanmean(structure_dice(network, cases, plan), axis=1).mean())
+
+
+def structure_dice(network: UNet, cases: list[TrainingCase], plan: Plan) -> NDArray[np.float64]:
+    """Dice on the plan's grid, with windows that don't overlap.
+
+    Returns:
+        (cases, structures), NaN where a case's labels lack the structure.
+    """
     quick = replace(plan, overlap=0.0)
     backend = TorchBackend(network)
     scores = []
     for case in cases:
         predicted = predict(case.image.astype(np.float32), quick, backend).argmax(axis=0)
-        scores.append(_mean_dice(predicted, np.asarray(case.label), plan.channels_out))
-    return float(np.mean(scores))
+        scores.append(_dice(predicted, np.asarray(case.label), plan.channels_out))
+    return np.array(scores)
 
 
-def _mean_dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> float:
+def _dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> NDArray[np.float64]:
     pairs = np.bincount((label.astype(np.int64) * classes + predicted).ravel(), minlength=classes**2)
     table = pairs.reshape(classes, classes)
-    present = table.sum(axis=1) > 0
     dice = 2 * np.diag(table) / np.maximum(1, table.sum(axis=0) + table.sum(axis=1))
-    return float(dice[1:][present[1:]].mean())
-
-
-def _teacher(job: Job, plan: Plan, device: torch.device) -> UNet | None:
-    if job.teacher is None:
-        return None
-    teacher = read_model(Path(job.teacher), plan).network.to(device).eval()
-    return teacher.requires_grad_(False)
+    present = table.sum(axis=1) > 0
+    return np.asarray(np.where(present, dice, np.nan)[1:])
 
 
 class _Curve:
@@ -198,7 +262,7 @@ class _Curve:
         self._count = 0
         self._start, self._began, self._last_shown = start, time.perf_counter(), -math.inf
 
-    def add(self, losses: Mapping[str, torch.Tensor], **seconds: float) -> None:
+    def add(self, losses: Mapping[str, Tensor], **seconds: float) -> None:
         values = {name: float(value.detach()) for name, value in losses.items()} | seconds
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -209,14 +273,14 @@ class _Curve:
         self._sums, self._count = {}, 0
         return {
             "step": step,
-            "loss": round(mean["loss"], 6),
-            "supervised": round(mean["supervised"], 6),
-            "distillation": round(mean["distillation"], 6),
+            "loss": round(sum(mean.get(name, 0.0) for name in TERMS), 6),
+            **{name: round(mean.get(name, 0.0), 6) for name in TERMS},
             "val_dice": None,
             "learning_rate": rate,
             "samples_per_second": round(samples / mean["total"], 3),
             "data_share": round(mean["data"] / mean["total"], 4),
             "teacher_share": round(mean["teacher"] / mean["total"], 4),
+            "student_share": round(1 - (mean["data"] + mean["teacher"]) / mean["total"], 4),
         }
 
     def show(self, row: Mapping[str, Any]) -> None:

@@ -1,28 +1,10 @@
-"""What training minimises: Dice and cross-entropy with the labels, and the teacher's soft labels."""
+"""What every network minimises: Dice and cross-entropy with the labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the loss terms.
-
-    Attributes:
-        dice: of 1 - soft Dice with the labels.
-        ce: of the cross-entropy with the labels.
-        kd: of the distillation term; without a teacher it has no effect.
-        temperature: softens both networks' logits in the distillation term.
-    """
-
-    dice: float
-    ce: float
-    kd: float
-    temperature: float
 
 
 def dice_ce(logits: Tensor, label: Tensor, dice_weight: float = 1.0, ce_weight: float = 1.0) -> Tensor:
@@ -90,55 +72,30 @@ class _DiceCE(torch.autograd.Function):
 _SMOOTH = 1e-5
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) of the softened classes: summed over classes, averaged over voxels.
-
-    Hinton et al. 2015 (arXiv 1503.02531). A mean over classes as well would weaken the term by the
-    number of classes.
-
-    Args:
-        student: (B, K, X, Y, Z) logits.
-        teacher: (B, K, X, Y, Z) logits; no gradient flows into them.
-        temperature: T > 0.
-    """
-    log_q = functional.log_softmax(student.float() / temperature, dim=1)
-    log_p = functional.log_softmax(teacher.detach().float() / temperature, dim=1)
-    voxels = student.numel() // student.shape[1]
-    kl = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    return temperature**2 * kl / voxels
+def level_shares(levels: int) -> list[float]:
+    """Weights of the deep-supervision levels, finest first: nnU-Net's 1, 1/2, 1/4, ..., summing to 1."""
+    scale = sum(0.5**level for level in range(levels))
+    return [0.5**level / scale for level in range(levels)]
 
 
-def total_loss(
-    levels: Sequence[Tensor],
-    label: Tensor,
-    weights: LossWeights,
-    teacher_levels: Sequence[Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """The loss over all deep-supervision levels, weighted 1, 1/2, 1/4, ... as nnU-Net, summing to 1.
+def at_level(values: Tensor, like: Tensor) -> Tensor:
+    """Every n-th voxel of (B, ..., X, Y, Z), so that it has the resolution of ``like``."""
+    x, y, z = (n // m for n, m in zip(values.shape[-3:], like.shape[-3:], strict=True))
+    return values[..., x // 2 :: x, y // 2 :: y, z // 2 :: z]
+
+
+def supervised_loss(
+    levels: Sequence[Tensor], label: Tensor, dice_weight: float, ce_weight: float
+) -> Tensor:
+    """Dice and cross-entropy with the labels over all deep-supervision levels.
 
     Args:
         levels: logits of every level, finest first, each (B, K, x, y, z) at its own resolution.
-        label: (B, X, Y, Z) int64 at the finest resolution; coarser levels take every n-th voxel of it.
-        weights: of the terms.
-        teacher_levels: the teacher's logits at the same levels, or None (teacher and control).
-
-    Returns:
-        ``loss`` (to minimise), ``supervised`` and ``distillation`` (both before weighting by ``kd``).
+        label: (B, X, Y, Z) int64 at the finest resolution.
+        dice_weight: of the Dice term.
+        ce_weight: of the cross-entropy term.
     """
-    scale = sum(0.5**level for level in range(len(levels)))
-    supervised = label.new_zeros((), dtype=torch.float32)
-    distilled = label.new_zeros((), dtype=torch.float32)
-    for level, logits in enumerate(levels):
-        share = 0.5**level / scale
-        x, y, z = (n // m for n, m in zip(label.shape[1:], logits.shape[2:], strict=True))
-        target = label[:, x // 2 :: x, y // 2 :: y, z // 2 :: z]
-        supervised = supervised + share * dice_ce(logits, target, weights.dice, weights.ce)
-        if teacher_levels is not None:
-            distilled = distilled + share * distillation(
-                logits, teacher_levels[level], weights.temperature
-            )
-    return {
-        "loss": supervised + weights.kd * distilled,
-        "supervised": supervised.detach(),
-        "distillation": distilled.detach(),
-    }
+    loss = label.new_zeros((), dtype=torch.float32)
+    for share, logits in zip(level_shares(len(levels)), levels, strict=True):
+        loss = loss + share * dice_ce(logits, at_level(label, logits), dice_weight, ce_weight)
+    return loss

@@ -1,5 +1,7 @@
 """Training patches: which case, which place, the same for the same seed, step and worker."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,33 +21,80 @@ class TrainingCase:
     Attributes:
         case: its name.
         image: (1, X, Y, Z) float16 on the plan's grid, normalised; memory-mapped.
-        label: (X, Y, Z) uint8 channel indices; memory-mapped.
+        label: (X, Y, Z) uint8 channel indices; memory-mapped. Of an unlabelled case, the class that the
+            teacher finds likeliest.
+        soft: (4, X, Y, Z) uint8 soft labels of the teacher, kept as ``distillation/soft_labels.py``
+            says, or None; memory-mapped.
     """
 
     case: str
     image: np.ndarray
     label: np.ndarray
+    soft: np.ndarray | None = None
 
 
-def read_cases(folder: Path, split: str) -> list[TrainingCase]:
+@dataclass(frozen=True)
+class Batch:
+    """Patches of one step.
+
+    Attributes:
+        image: (B, 1, X, Y, Z) float32.
+        label: (B, X, Y, Z) int64 channel indices.
+        soft: (B, 4, X, Y, Z) uint8 soft labels, moved along with the image; None without a teacher.
+    """
+
+    image: Tensor
+    label: Tensor
+    soft: Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(
+            self.image.to(device),
+            self.label.to(device),
+            None if self.soft is None else self.soft.to(device),
+        )
+
+
+def read_cases(
+    folder: Path, split: str, *, soft: Path | None = None, unlabelled: bool = False
+) -> list[TrainingCase]:
     """The prepared cases of one split, in the order of the index.
 
+    Args:
+        folder: of the stage ``prepare``.
+        split: ``train`` or ``val``.
+        soft: folder of the teacher's soft labels. With it, unlabelled cases come too: the teacher
+            labels them.
+        unlabelled: also give unlabelled cases when there are no soft labels yet; their label is all
+            background.
+
     Raises:
-        SegdistillError: no index, or no case of that split.
+        SegdistillError: no index, no case of that split, or soft labels that lack one.
     """
     entries = [entry for entry in read_json(folder / "index.json") if entry["split"] == split]
+    if soft is None and not unlabelled:
+        entries = [entry for entry in entries if entry["labelled"]]
     if not entries:
         raise SegdistillError(
             f"{folder}: no case in split {split!r}. Check 'split' of the sites and run 'dvc repro'."
         )
-    return [
-        TrainingCase(
-            case=entry["case"],
-            image=_mapped(folder / f"{entry['case']}.image.npy"),
-            label=_mapped(folder / f"{entry['case']}.label.npy"),
-        )
-        for entry in entries
-    ]
+    return [_read_case(folder, entry["case"], entry["labelled"], soft) for entry in entries]
+
+
+def _read_case(folder: Path, case: str, labelled: bool, soft: Path | None) -> TrainingCase:
+    image = _mapped(folder / f"{case}.image.npy")
+    heard = None
+    if soft is not None:
+        path = soft / f"{case}.soft.npy"
+        if not path.is_file():
+            raise SegdistillError(f"{path}: no soft labels of this case. Run 'dvc repro soft_labels'.")
+        heard = _mapped(path)
+    if labelled:
+        label = _mapped(folder / f"{case}.label.npy")
+    else:
+        label = np.zeros(image.shape[1:], np.uint8) if heard is None else heard[0]
+    return TrainingCase(case, image, label, heard)
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -82,18 +131,23 @@ class PatchSampler:
             self._find_centres(case, plan.channels_out, number) for number, case in enumerate(cases)
         ]
 
-    def batch(self, step: int, worker: int = 0) -> tuple[Tensor, Tensor]:
-        """The batch of one step of one worker: image (B, 1, X, Y, Z) float32, label (B, X, Y, Z) int64.
+    def batch(self, step: int, worker: int = 0) -> Batch:
+        """The batch of one step of one worker.
 
         It depends on nothing but seed, step and worker, so a training that goes on from a checkpoint
         sees what it would have seen.
         """
         random = np.random.default_rng([self._seed, step, worker])
-        pairs = [self._patch(random) for _ in range(self._batch_size)]
-        images, labels = zip(*pairs, strict=True)
-        return torch.stack(images), torch.stack(labels)
+        patches = [self._patch(random) for _ in range(self._batch_size)]
+        return Batch(
+            image=torch.stack([patch["image"] for patch in patches]).float(),
+            label=torch.stack([patch["label"][0] for patch in patches]).long(),
+            soft=torch.stack([patch["soft"] for patch in patches]).to(torch.uint8)
+            if "soft" in patches[0]
+            else None,
+        )
 
-    def _patch(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _patch(self, random: np.random.Generator) -> dict[str, Tensor]:
         number = int(random.integers(len(self._cases)))
         case, centres = self._cases[number], self._centres[number]
         shape = case.label.shape
@@ -113,14 +167,21 @@ class PatchSampler:
             min(max(0, s), max(0, n - size)) for s, n, size in zip(start, shape, self._size, strict=True)
         ]
         window = tuple(slice(s, s + size) for s, size in zip(start, self._size, strict=True))
-        image = self._padded(case.image[(slice(None), *window)].astype(np.float32)[0], "edge")
-        label = self._padded(np.array(case.label[window]), "constant")
-        image_out, label_out = apply(self._transform, image[None], label[None], random)
-        return image_out.float(), label_out[0].long()
+        patch = {
+            "image": self._padded(case.image[(slice(None), *window)].astype(np.float32), "edge"),
+            "label": self._padded(np.array(case.label[window])[None], "constant"),
+        }
+        if case.soft is not None:
+            # Beyond the scan's edge goes on what was at the edge, as in the image.
+            patch["soft"] = self._padded(np.array(case.soft[(slice(None), *window)]), "edge")
+        return apply(self._transform, patch, random)
 
     def _padded(self, array: np.ndarray, mode: str) -> np.ndarray:
-        short = [(0, size - n) for n, size in zip(array.shape, self._size, strict=True)]
-        return np.pad(array, short, mode=mode) if any(after for _, after in short) else array  # type: ignore[call-overload]
+        short = [(0, size - n) for n, size in zip(array.shape[1:], self._size, strict=True)]
+        if not any(after for _, after in short):
+            return array
+        grown: np.ndarray = np.pad(array, [(0, 0), *short], mode=mode)  # type: ignore[call-overload]
+        return grown
 
     def _find_centres(self, case: TrainingCase, classes: int, number: int) -> list[np.ndarray]:
         random = np.random.default_rng([self._seed, 0xCE, number])
@@ -132,3 +193,18 @@ class PatchSampler:
                 chosen = random.choice(places, min(self._CENTRES, len(places)), replace=False)
                 found.append(np.stack(np.unravel_index(np.sort(chosen), case.label.shape), axis=1))
         return found
+
+
+def ahead(draw: Callable[[int], Batch], steps: range, depth: int = 2) -> Iterator[Batch]:
+    """The batches of all steps, the next ``depth`` of them drawn in a thread while one is trained on."""
+
+    def alone() -> None:
+        torch.set_num_threads(1)  # of this thread: the network's threads keep the cores
+
+    with ThreadPoolExecutor(1, initializer=alone) as pool:
+        waiting = [pool.submit(draw, step) for step in steps[:depth]]
+        for step in steps:
+            batch = waiting.pop(0).result()
+            if step + depth < steps.stop:
+                waiting.append(pool.submit(draw, step + depth))
+            yield batch

@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
@@ -59,6 +66,18 @@ def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.array.shape], [1])).reshape(4, -1)
     apart = (a.affine - b.affine)[:3] @ corners
     return bool(np.linalg.norm(apart, axis=0).max() <= tolerance_mm)
+
+
+def turned(volume: Volume, orientation: str) -> Volume:
+    """The same voxels at the same places with the axes in another order or direction.
+
+    Args:
+        volume: a scan or label map.
+        orientation: axis codes of the new first to third axis, e.g. ``RAS``.
+    """
+    turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt(tuple(orientation)))
+    back = inv_ornt_aff(turn, volume.array.shape)
+    return Volume(np.asarray(apply_orientation(volume.array, turn)), volume.affine @ back)
 
 
 def check_volume(volume: Volume, name: str) -> Volume:

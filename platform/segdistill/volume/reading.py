@@ -1,4 +1,4 @@
-"""Reading scans and label maps from NIfTI and MGZ files."""
+"""Reading scans and label maps: NIfTI and MGZ files, and scans from a DICOM series."""
 
 import gzip
 import io
@@ -13,6 +13,7 @@ from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from segdistill.volume.dicom import read_dicom_series
 from segdistill.volume.grid import Volume, VolumeError, check_affine, check_shape, check_volume
 from segdistill.volume.memory import available_bytes
 
@@ -21,7 +22,7 @@ _NEEDED = "A NIfTI file (.nii, .nii.gz) or an MGZ file (.mgz, .mgh) is needed."
 
 
 def read_volume(path: Path) -> Volume:
-    """Read a scan from ``.nii``, ``.nii.gz``, ``.mgz`` or ``.mgh``.
+    """Read a scan from ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh`` or a folder with one DICOM series.
 
     A trailing axis of one (a time series of one) is dropped, and written back by
     :func:`~segdistill.volume.write_label_map`.
@@ -33,6 +34,8 @@ def read_volume(path: Path) -> Volume:
         VolumeError: not such a file, truncated or damaged, of a data type that isn't real numbers,
             larger than the memory, or one that :func:`~segdistill.volume.check_volume` refuses.
     """
+    if path.is_dir():
+        return read_dicom_series(path)
     image, array = _read(path, np.float32)
     return check_volume(Volume(array, _affine(image), image.header), str(path))
 

@@ -137,8 +137,10 @@ def _check_request(request: Request) -> None:
             f"{request.folder}: this site is there already. Choose another name, or remove it first: "
             f"{' && '.join(steps)}"
         )
-    params = request.root / "params.yaml"
-    if params.is_file():
+    for folder in (request.root, request.root / "tasks" / request.task):
+        params = folder / "params.yaml"
+        if not params.is_file():
+            continue
         body = yaml.safe_load(params.read_text(encoding="utf-8")) or {}
         if body.get("task") == request.task and request.name in (body.get("sites") or {}):
             raise SegdistillError(

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segdistill.network.unet import UNet
+from segdistill.network.unet import SLOPE, UNet
 
 _PLACES = 4000  # of a layer that are looked at, per batch
 _RIDGE = 1e-3  # of the mean variance of a layer's inputs; keeps the equations solvable
-_SLOPE = 0.01  # of DynUNet's leaky ReLU
 _VOXEL = (1, 1, 1)
 
 Layer = nn.Conv3d | nn.ConvTranspose3d
@@ -50,7 +49,7 @@ def inherit(student: UNet, teacher: UNet, images: Sequence[Tensor]) -> dict[str,
         for name, layer in _layers(student).items():
             places, values, features = seen.pop(name)
             norm = _norm_after(student, name)
-            if norm is None and isinstance(layer, nn.Conv3d):  # logits
+            if layer.out_channels == teachers[name].out_channels:
                 kept = torch.arange(layer.out_channels)
             else:
                 kept = representatives(torch.cat(features), layer.out_channels)
@@ -112,7 +111,7 @@ def _look_at_teacher(
             count = output[:, 0].numel() // math.prod(cell)
             places.append(torch.randperm(count, generator=random)[:_PLACES].to(output.device))
             values.append(_cells(output, cell)[places[-1]])
-            active = output if norm is None else functional.leaky_relu(norm(output), _SLOPE)
+            active = output if norm is None else functional.leaky_relu(norm(output), SLOPE)
             features.append(_cells(active, cell)[places[-1]].transpose(1, 2).flatten(0, 1))
 
         return hook

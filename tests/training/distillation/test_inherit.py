@@ -4,7 +4,7 @@ from torch.nn import functional
 
 from segdistill.network.architecture import Architecture, Norm
 from segdistill.network.unet import UNet
-from segdistill.training.inherit import inherit, representatives
+from segdistill.training.distillation.inherit import inherit, representatives
 
 
 def _network(width: float, norm: Norm, stem_stride: int = 2, seed: int = 0) -> UNet:

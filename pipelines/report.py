@@ -1,0 +1,25 @@
+"""Stage ``report``: one page of what evaluation, trainings and studies left in the reports."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from segdistill.evaluation.report import write_report
+from segdistill.files import SegdistillError
+
+
+def main() -> None:
+    """Render the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reports", type=Path, required=True, help="folder of the reports")
+    parser.add_argument("--out", type=Path, required=True, help="the page")
+    arguments = parser.parse_args()
+    write_report(arguments.reports, arguments.out)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegdistillError as error:
+        sys.exit(f"error: {error}")

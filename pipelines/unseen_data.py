@@ -1,0 +1,28 @@
+"""Stage ``unseen_data``: fetch the real scans that no training sees, and label their references."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from segdistill.cohort.unseen import make_unseen
+from segdistill.files import SegdistillError
+
+
+def main() -> None:
+    """Read the arguments and write the scans."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", required=True, help="e.g. brain_mri")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    cases = make_unseen(arguments.task, arguments.out)
+    for case in cases:
+        print(f"unseen_data: {case.case}: {case.note}")
+    if not cases:
+        print(f"unseen_data: {arguments.task} has no real scan to check with")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegdistillError as error:
+        sys.exit(f"error: {error}")
