@@ -201,7 +201,7 @@ def test_same_grid_sees_shape_and_place():
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "PSR", "LAI"])
 def test_turned_axes_leave_every_voxel_where_it_is(orientation):
-    """In another axis order each value stays at its place in mm, and turning back gives the array again."""
+    """In another axis order each value stays at its place, and turning back gives the array again."""
     array = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
     scan = Volume(array, np.diag([2.0, 3.0, 4.0, 1.0]) + np.eye(4, k=3) * 7)
     other = turned(scan, orientation)

@@ -137,8 +137,10 @@ class Torso(Template):
 
     @cached_property
     def tissue(self) -> dict[str, NDArray[np.bool_]]:
-        """(X, Y, Z) mask of every tissue that the anatomy names."""
-        return {name: self.tissue_map == code for code, name in self.anatomy.tissues.items()}
+        """(X, Y, Z) mask of every tissue that the anatomy has."""
+        there = set(np.unique(self.tissue_map).tolist())
+        named = self.anatomy.tissues.items()
+        return {name: self.tissue_map == code for code, name in named if code in there}
 
     @cached_property
     def tissue_map(self) -> NDArray[np.uint8]:
