@@ -25,19 +25,6 @@ class _Body(DynUNet):  # type: ignore[misc]
         return blocks
 
 
-class _Body(DynUNet):  # type: ignore[misc]
-    """DynUNet whose decoder has each level's own kernel (as nnU-Net), not that of the level below."""
-
-    kernel_size: Any
-
-    def get_upsamples(self) -> Any:
-        kernels = self.kernel_size
-        self.kernel_size = [kernels[0], *kernels[:-1]]
-        blocks = super().get_upsamples()
-        self.kernel_size = kernels
-        return blocks
-
-
 class UNet(nn.Module):
     """A U-Net after nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), built on DynUNet.
 
