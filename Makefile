@@ -55,7 +55,11 @@ test: lint ## install, check the style and run all tests
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## the tests that take no server, no Ray run and no environment of their own
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not nnunet" $(PYTEST_ARGS)
+
+.PHONY: test-nnunet
+test-nnunet: $(STAMP) ## compare with the real nnU-Net, installed (1 GB) in an environment of its own
+	@$(BIN)/python -m pytest -s -m nnunet tests/interop
 
 .PHONY: lint
 lint: $(STAMP) ## style, types and the direction of imports

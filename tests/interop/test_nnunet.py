@@ -24,7 +24,7 @@ from segdistill.volume import read_volume
 from tests.interop.environment import nnunet_python, run_nnunet
 from tests.interop.scans import DATASET, THICK, THIN, small_plans, write_scan
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nnunet, pytest.mark.timeout(1800)]
 
 CUBE, FLAT = [3, 3, 3], [1, 3, 3]
 # Axes in the order of nnU-Net's network; the first plans turn them once more.
