@@ -159,7 +159,13 @@ def _teacher(folder: Path) -> dict[str, Path]:
 def test_a_study_trains_every_row_the_same_way_but_for_its_own_changes(tmp_path: Path) -> None:
     """Rows of a width and seed differ in role and distillation alone, and the split is never test."""
     (tmp_path / "plan.json").write_text("{}")
-    params = {"seed": 1, "network": NETWORK, "training": TRAINING, "teacher": {}, "distillation": {}}
+    params = {
+        "seed": 1,
+        "network": NETWORK,
+        "training": TRAINING,
+        "teacher": {"ready": None},
+        "distillation": {},
+    }
     jobs = study_jobs(
         params,
         STUDY,
@@ -228,6 +234,7 @@ def test_the_study_from_params_to_files(tmp_path: Path, monkeypatch: pytest.Monk
         },
     }
     params = {"task": "toy", "seed": 1, "network": NETWORK, "training": TRAINING}
+    params["teacher"] = {"ready": None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"ablation": study}, sort_keys=False))
     out = tmp_path / "reports"
