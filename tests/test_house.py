@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.demo import PROMOTED
 from pipelines.readme_table import (
     END,
     START,
@@ -98,8 +97,7 @@ def test_tasks_have_the_same_knobs(task: str) -> None:
     assert own["task"] == task != PARAMS["task"]
     shapes = [{key: _kind(v) for key, v in entry.items()} for entry in own["sites"].values()]
     assert all(shape == shapes[0] for shape in shapes)
-    # A task may have fewer students; the one that the demo promotes must be among them.
-    assert {PROMOTED.removeprefix("student-")} <= own["students"].keys() <= PARAMS["students"].keys()
+    assert own["students"].keys() == PARAMS["students"].keys()
 
 
 @pytest.mark.parametrize("task", TASKS)

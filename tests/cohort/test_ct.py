@@ -53,6 +53,8 @@ SITE = SiteKnobs(
     noise_hu=0.0,
     kernel_mm=0.0,
     crop_mm=(0.0, 0.0),
+    short=0.0,
+    short_mm=(40.0, 80.0),
     margin_mm=24.0,
     table_dip_mm=0.0,
     arms=0.0,
@@ -239,6 +241,17 @@ def test_crop_cuts_below_and_above(torso: Torso) -> None:
     assert full.shape[2] - 11 <= above.shape[2] < full.shape[2]
 
 
+def test_a_short_scan_is_a_slab_of_the_trunk(torso: Torso) -> None:
+    """Short scans hold short_mm of the trunk at places that differ, as wide as a whole one."""
+    full = scanned(torso)[2]
+    slabs = [scanned(torso, seed=seed, short=1.0)[2] for seed in range(6)]
+    for slab in slabs:
+        assert 40.0 - 6.0 <= slab.shape[2] * 6.0 <= 80.0 + 6.0
+        assert abs(slab.shape[0] - full.shape[0]) <= 4
+        assert slab.origin_mm[2] >= full.origin_mm[2]
+    assert len({slab.origin_mm[2] for slab in slabs}) > 3
+
+
 def test_arms_lie_beside_the_body(torso: Torso) -> None:
     """With arms, bone lies outside the trunk in a wider field of view, and no structure is changed."""
     image, labels, grid = scanned(torso, arms=1.0)
@@ -296,6 +309,8 @@ def test_the_same_seed_gives_the_same_bytes(anatomy: Anatomy, tmp_path: Path) ->
         ({"phase": "late"}, "phase"),
         ({"arms": 1.5}, "arms"),
         ({"crop_mm": [-1, 0]}, "crop_mm"),
+        ({"short": 2.0}, "short"),
+        ({"short_mm": [80, 40]}, "short_mm"),
         ({"split": [1, 1, 1]}, "adds up to 3"),
         ({"skull": True}, "exactly the keys"),
     ],

@@ -95,6 +95,8 @@ class SiteKnobs(SiteBase):
     noise_hu: float
     kernel_mm: float
     crop_mm: tuple[float, float]
+    short: float
+    short_mm: tuple[float, float]
     margin_mm: float
     table_dip_mm: float
     arms: float
@@ -105,9 +107,11 @@ class SiteKnobs(SiteBase):
         knobs = cls(**known(cls, values, source))
         knobs.check_site(source)
         refuse(knobs.phase not in PHASES, source, f"phase {knobs.phase!r} is not one of {PHASES}")
-        for name in ("oral_contrast", "arms"):
+        for name in ("oral_contrast", "arms", "short"):
             refuse(not 0 <= getattr(knobs, name) <= 1, source, f"{name} must be a share from 0 to 1")
         refuse(min(knobs.crop_mm) < 0, source, "crop_mm can't be negative")
+        least, most = knobs.short_mm
+        refuse(not 0 < least <= most, source, f"short_mm {[least, most]} must be 0 < from <= to")
         return knobs
 
     def facts(self) -> dict[str, Any]:
@@ -303,7 +307,10 @@ def draw_subject(template: Torso, knobs: CohortKnobs, rng: np.random.Generator) 
 
 
 def scan_grid(template: Torso, subject: Patient, site: SiteKnobs, rng: np.random.Generator) -> Grid:
-    """The field of view: the body with ``margin_mm`` around it, cut by up to ``crop_mm`` at each end."""
+    """The field of view: the body with ``margin_mm`` around it, cut by up to ``crop_mm`` at each end.
+
+    A share ``short`` of the scans is a slab only, ``short_mm`` thick, from anywhere in the trunk.
+    """
     affine = template.anatomy.affine
     centre = affine[:3, 3] + template.centre * template.spacing
     core, fat = template.box
@@ -317,6 +324,10 @@ def scan_grid(template: Torso, subject: Patient, site: SiteKnobs, rng: np.random
     below, above = np.array(site.crop_mm) * rng.random(2)
     low[2] += _MARGIN_MM + below
     high[2] -= _MARGIN_MM + above
+    if rng.random() < site.short:
+        length = rng.uniform(*site.short_mm)
+        low[2] += rng.random() * max(0.0, float(high[2] - low[2]) - length)
+        high[2] = min(high[2], low[2] + length)
     low[:2] += 4.0 * rng.standard_normal(2)
     if rng.random() < site.arms:
         reach = rng.uniform(30.0, 110.0, 2)  # the field of view holds the arms, or cuts them
