@@ -17,6 +17,8 @@ from segdistill.studies.ablation import Run, summarise
 from segdistill.studies.runs import Outcome, run_all
 from segdistill.training.job import Job
 
+#: Knob of a row: a row without a teacher beside it may take as long as one with.
+STEPS_FACTOR = "steps_factor"
 _SHARES = ("data_share", "teacher_share", "student_share")
 
 
@@ -86,7 +88,8 @@ def study_jobs(
     Args:
         params: of params.yaml.
         study: ``ablation`` of studies/params.yaml. A row of null has no teacher; any other one holds
-            what it changes of the study's ``distillation``.
+            what it changes of the study's ``distillation``, and by :data:`STEPS_FACTOR` how many times
+            as many steps it takes as the others.
         teacher: folder of the teacher's model.
         soft_labels: folder of the teacher's soft labels, which the rows that need them are given.
         plan: plan.json.
@@ -97,16 +100,18 @@ def study_jobs(
     for seed in study["seeds"]:
         for width, own in study["widths"].items():
             for row, changes in study["rows"].items():
-                distillation = study["distillation"] | (changes or {})
+                changed = dict(changes or {})
+                steps = round(own["steps"] * changed.pop(STEPS_FACTOR, 1))
+                distillation = study["distillation"] | changed
                 needed = distillation["teaching"] == "stored" and distillation["logit_weight"] > 0
                 jobs[row, width, seed] = make_job(
                     {
                         **params,
                         "seed": seed,
-                        "students": {width: own},
+                        "students": {width: own | {"steps": steps}},
                         "distillation": distillation,
                         # Only the end is looked at.
-                        "training": params["training"] | {"validate_steps": own["steps"]},
+                        "training": params["training"] | {"validate_steps": steps},
                     },
                     "control" if changes is None else "student",
                     width,

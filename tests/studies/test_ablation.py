@@ -177,10 +177,13 @@ def test_a_study_trains_every_row_the_same_way_but_for_its_own_changes(tmp_path:
     assert len(jobs) == len(STUDY["rows"]) * len(STUDY["widths"]) * len(STUDY["seeds"])
     for (row, width, seed), job in jobs.items():
         control = jobs["control", width, seed]
-        same = ("width", "steps", "learning_rate", "seed", "plan", "data", "network", "training")
+        same = ["width", "learning_rate", "seed", "plan", "data", "network"]
+        same += ["steps", "training"] if row != "start_longer" else []
         assert [getattr(job, name) for name in same] == [getattr(control, name) for name in same]
         assert (job.teacher is None) == (row == "control")
         assert job.seed == seed
+        assert job.steps == round(control.steps * (1.75 if row == "start_longer" else 1))
+        assert job.training["validate_steps"] == job.steps
         needs = row != "control" and job.distillation["teaching"] == "stored" and "logit" in row
         assert (job.soft_labels is not None) == needs
 
