@@ -11,6 +11,7 @@ import segdistill
 from segdistill.files import SegdistillError, atomic_folder
 from segdistill.network.export import agreement, export_onnx
 from segdistill.network.model import CARD, Model, TorchBackend, read_model
+from segdistill.network.quantise import quantise
 from segdistill.runtime.backend import OnnxBackend
 from segdistill.runtime.bundle import write_bundle
 from segdistill.runtime.plan import Plan
@@ -36,6 +37,8 @@ def main() -> None:
     params = yaml.safe_load(args.params.read_text())
     plan = Plan.read(args.models / "plan.json")
     cases = read_cases(args.data, "val")[: params["export"]["parity_cases"]]
+    training = read_cases(args.data, "train", unlabelled=True)
+    calibration = training[:: max(1, len(training) // params["export"]["calibration_cases"])]
     names = (
         sorted(card.parent.name for card in args.models.glob(f"*/{CARD}"))
         if args.all
@@ -47,14 +50,27 @@ def main() -> None:
     with atomic_folder(args.out) as partial:
         for name in names:
             model = read_model(args.models / name, plan)
-            share = _export(model, plan, cases, partial / name, params["export"]["parity_min"])
+            # Controls are compared and never served.
+            share = _export(
+                model,
+                plan,
+                cases,
+                [] if model.role == "control" else calibration,
+                partial / name,
+                params["export"]["parity_min"],
+            )
             print(
                 f"{args.out / name}: {model.parameters:,} parameters, agrees with torch on {share:.4%}"
             )
 
 
 def _export(
-    model: Model, plan: Plan, cases: list[TrainingCase], folder: Path, parity_min: float
+    model: Model,
+    plan: Plan,
+    cases: list[TrainingCase],
+    calibration: list[TrainingCase],
+    folder: Path,
+    parity_min: float,
 ) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         onnx = Path(temporary) / "model.onnx"
@@ -69,6 +85,9 @@ def _export(
                 f"{model.name}: ONNX and torch agree on only {worst:.4%} of the voxels of a case, and "
                 f"export.parity_min asks for {parity_min:.2%}. Nothing was written."
             )
+        int8 = Path(temporary) / "model.int8.onnx"
+        if calibration:
+            quantise(onnx, plan, (case.image for case in calibration), int8)
         write_bundle(
             folder,
             onnx,
@@ -85,6 +104,7 @@ def _export(
                 "onnx_torch_agreement": round(worst, 6),
                 "created_by": f"segdistill {segdistill.__version__}",
             },
+            int8 if calibration else None,
         )
     return worst
 

@@ -14,7 +14,7 @@ from typing import Any
 from segdistill.files import SegdistillError, json_bytes, sha256_of, write_json
 from segdistill.registry.champion import Champion, fetch, resolve
 from segdistill.registry.store import RegistryError
-from serving.served import BUNDLE, RECORD, Served, bento_home
+from serving.served import BUNDLE, RECORD, TUNING, Served, bento_home
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "platform" / "segdistill"
@@ -35,7 +35,9 @@ class Packaged:
         return {"bento": self.bento, **self.served.to_json()}
 
 
-def package(root: Path, promoted: Champion, *, threads: int, max_body_mb: float) -> Packaged:
+def package(
+    root: Path, promoted: Champion, *, threads: int, max_body_mb: float, tuning: Path | None = None
+) -> Packaged:
     """Build the bento of a promoted version.
 
     Args:
@@ -44,6 +46,7 @@ def package(root: Path, promoted: Champion, *, threads: int, max_body_mb: float)
         promoted: the version, as the alias was resolved for the receipt.
         threads: CPU threads of the network; 0: as many as the process may use.
         max_body_mb: largest upload, MB.
+        tuning: what stage ``tune`` wrote; None: the service runs the reference.
 
     Raises:
         RegistryError: the alias stands for another version than the receipt says, before or after the
@@ -75,7 +78,7 @@ def package(root: Path, promoted: Champion, *, threads: int, max_body_mb: float)
         bundle = Path(scratch) / BUNDLE
         fetch(root, promoted, bundle)
         context = Path(scratch) / "context"
-        _write_context(context, served)
+        _write_context(context, served, tuning)
         version = _digest(context)[:16]
 
         _put_model(bentoml, served, bundle, undo)
@@ -98,7 +101,7 @@ def _same(promoted: Champion, now: Champion) -> None:
         )
 
 
-def _write_context(context: Path, served: Served) -> None:
+def _write_context(context: Path, served: Served, tuning: Path | None) -> None:
     """Copy the sources that go into the bento; nothing else of the repository can get in."""
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     for name in LIBRARY:
@@ -113,6 +116,8 @@ def _write_context(context: Path, served: Served) -> None:
         shutil.copyfile(HERE / name, context / "serving" / name)
     shutil.copyfile(HERE / "requirements.txt", context / "requirements.txt")
     write_json(context / "serving" / RECORD, served.to_json())
+    if tuning is not None:
+        shutil.copyfile(tuning, context / "serving" / TUNING)
     requirements = (context / "requirements.txt").read_text().splitlines()
     write_json(
         context / "bentofile.yaml",

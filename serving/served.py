@@ -1,14 +1,17 @@
 """What is served: the record that packaging leaves, and the sealed bundle it names."""
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError, read_json
 from segdistill.runtime.bundle import Bundle
+from segdistill.runtime.setting import Setting
+from segdistill.runtime.tune import chosen
 
 RECORD = "served.json"
+TUNING = "tuning.json"
 # BentoML adds a file of its own to a model; the sealed bundle lies beside it.
 BUNDLE = "bundle"
 HERE = Path(__file__).resolve().parent
@@ -76,6 +79,31 @@ def find_served() -> tuple[Served, Path]:
     if not folder.is_dir():
         raise SegdistillError(f"{folder}: the packaged model is gone. {AGAIN}")
     return served, folder
+
+
+def find_setting(served: Served, bundle: Bundle) -> tuple[Setting, str]:
+    """How the bundle is run, and a sentence that says why.
+
+    The tuning lies beside the record; SEGDISTILL_TUNING names another, made on the machine that serves.
+
+    Raises:
+        SegdistillError: it is of another bundle, or isn't one.
+    """
+    reference = Setting.reference(bundle.plan, served.threads)
+    named = os.environ.get("SEGDISTILL_TUNING")
+    beside = (
+        HERE / TUNING if (HERE / RECORD).exists() else HERE.parent / "registry" / served.task / TUNING
+    )
+    path = Path(named) if named else beside
+    if not named and not path.is_file():
+        return reference, f"{reference}: the reference; nothing was tuned"
+    tuning = read_json(path)
+    if isinstance(tuning, dict) and tuning.get("choice", 0) is None:
+        return reference, f"{reference}: the reference; nothing was tuned"
+    setting, why = chosen(tuning, bundle, str(path))
+    if served.threads:
+        setting = replace(setting, threads=served.threads)
+    return setting, why
 
 
 def verified(served: Served, folder: Path) -> Bundle:

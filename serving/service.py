@@ -19,7 +19,7 @@ from segdistill.files import SegdistillError
 from segdistill.runtime.segment import Segmentation, Segmentator
 from serving.gate import UploadGate
 from serving.port import check_port
-from serving.served import find_served, verified
+from serving.served import find_served, find_setting, verified
 
 # The command line has asked, and remembers the answer, before this module was loaded.
 usage_stats.do_not_track.cache_clear()
@@ -72,13 +72,17 @@ class Service:
     """Serves exactly one sealed bundle; refuses to start on any other bytes."""
 
     def __init__(self) -> None:
-        self.segmentator = Segmentator(verified(SERVED, FOLDER), threads=SERVED.threads)
+        bundle = verified(SERVED, FOLDER)
+        setting, why = find_setting(SERVED, bundle)
+        self.segmentator = Segmentator(bundle, setting=setting)
+        log.info("runs with %s", why)
         self.model = {
             "task": SERVED.task,
             "name": SERVED.name,
             "version": SERVED.version,
             "bundle_digest": SERVED.bundle_digest,
-            "plan_digest": self.segmentator.bundle.provenance["plan_sha256"],
+            "plan_digest": bundle.provenance["plan_sha256"],
+            "setting": setting.to_json(),
         }
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
@@ -86,7 +90,7 @@ class Service:
     def check() -> None:
         """Refuse to start, before any worker does, unless every digest is right and the port is free."""
         try:
-            verified(SERVED, FOLDER)
+            find_setting(SERVED, verified(SERVED, FOLDER))
             check_port(HOST, PORT)
         except SegdistillError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from None

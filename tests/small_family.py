@@ -7,7 +7,7 @@ import yaml
 
 from segdistill.cohort.manifest import Case, Site
 from segdistill.files import write_json
-from tests.onnx_models import threshold_bundle
+from tests.onnx_models import ball_file, threshold_bundle
 
 TASK = "brain_mri"
 MEMBERS = (
@@ -38,7 +38,7 @@ def row(name: str, role: str, width: float, dice: float = 0.9) -> dict[str, Any]
     }
 
 
-def make_root(root: Path, max_body_mb: float = 1.0) -> Path:
+def make_root(root: Path, max_body_mb: float = 1.0, tuning_cases: int = 0) -> Path:
     """Write bundles, family.json, two sites, dvc.lock and params.yaml of a family of three."""
     for name, role, width, threshold in MEMBERS:
         threshold_bundle(
@@ -54,7 +54,11 @@ def make_root(root: Path, max_body_mb: float = 1.0) -> Path:
     for site, held_out in (("site_a", False), ("site_e", True)):
         case = Case(f"{site}-001", f"{site}-s1", "images/a.nii", None, "test")
         folder = root / "data" / "sites" / TASK / site
-        Site(site, TASK, True, held_out, "test", {1: "structure_1"}, (case,)).write(folder)
+        cases = [case]
+        if tuning_cases and not held_out:
+            cases.append(Case(f"{site}-002", f"{site}-s2", "images/b.nii", None, "val"))
+            ball_file(folder / "images" / "b.nii")
+        Site(site, TASK, True, held_out, "test", {1: "structure_1"}, tuple(cases)).write(folder)
     lock = {
         "schema": "2.0",
         "stages": {
@@ -71,6 +75,12 @@ def make_root(root: Path, max_body_mb: float = 1.0) -> Path:
     params = {
         "task": TASK,
         "registry": {"alias": "champion"},
+        "tuning": {
+            "cases": tuning_cases,
+            "mean_loss": 0.002,
+            "structure_loss": 0.005,
+            "overlaps": [],
+        },
         "serving": {"threads": 1, "max_body_mb": max_body_mb},
     }
     (root / "params.yaml").write_text(yaml.safe_dump(params))

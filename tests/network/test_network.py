@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +13,11 @@ from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
 from segdistill.network.export import agreement, export_onnx
 from segdistill.network.model import CARD, WEIGHTS, TorchBackend, read_model, write_model
+from segdistill.network.quantise import quantise
 from segdistill.network.unet import UNet, inference_parameters, macs, unfold_cells
-from segdistill.runtime.backend import OnnxBackend
+from segdistill.runtime.backend import OnnxBackend, OpenVinoBackend
 from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.runtime.windows import predict
 
 KNOBS = {
     "base_channels": 8,
@@ -252,3 +255,31 @@ def test_a_model_of_another_plan_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path / "m", _network(), PLAN, name="teacher", role="teacher", width=1.0, training={})
     with pytest.raises(SegdistillError, match=f"{CARD}.*another plan"):
         read_model(tmp_path / "m", replace(PLAN, overlap=0.25))
+
+
+def test_int8_network_says_nearly_the_same(tmp_path: Path) -> None:
+    """Quantised with a few windows, the network runs in both backends, its head still in float32."""
+    export_onnx(_network(norm="instance").eval(), PLAN, tmp_path / "model.onnx")
+    random = np.random.default_rng(0)
+    images = [random.standard_normal((1, 40, 32, 20)).astype(np.float16) for _ in range(3)]
+    quantise(tmp_path / "model.onnx", PLAN, images, tmp_path / "int8.onnx")
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    assert sum(node.op_type == "QuantizeLinear" for node in nodes) > 5
+    made_from = {name: node for node in nodes for name in node.output}
+    for node in nodes:
+        if node.op_type == "Conv" and "/output_block/" in node.name:
+            assert "QuantizeLinear" not in made_from[node.input[0]].op_type
+    image = images[0].astype(np.float32)
+    exact = predict(image, PLAN, OnnxBackend(tmp_path / "model.onnx"))
+    for backend in (
+        OnnxBackend(tmp_path / "int8.onnx"),
+        OpenVinoBackend(tmp_path / "int8.onnx", precision="int8"),
+    ):
+        assert agreement(predict(image, PLAN, backend), exact) > 0.8
+
+
+def test_nothing_to_calibrate_with_is_refused(tmp_path: Path) -> None:
+    """Without a training case there is no int8 network, and the message says what to do."""
+    with pytest.raises(SegdistillError, match="no training case"):
+        quantise(tmp_path / "model.onnx", PLAN, [], tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()

@@ -17,7 +17,7 @@ Package = Callable[[Path], "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def package() -> Package:
-    """Runs the stages champion and package on a root, in a process, as 'dvc repro' does."""
+    """Runs the stages champion, tune and package on a root, in a process, as 'dvc repro' does."""
 
     def run(root: Path) -> "subprocess.CompletedProcess[str]":
         receipts = root / "registry" / TASK
@@ -32,7 +32,16 @@ def package() -> Package:
         )  # fmt: skip
         if done.returncode:
             return done
-        bento = ["--champion", str(receipts / "champion.json"), "--out", str(receipts / "bento.json")]
+        promoted = ["--champion", str(receipts / "champion.json")]
+        tuning = ["--sites", str(root / "data" / "sites" / TASK), "--out", str(receipts / "tuning.json")]
+        done = subprocess.run(
+            [*common, "pipelines.tune", *place, *promoted, *tuning],
+            cwd=ROOT, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            return done
+        bento = [*promoted, "--tuning", str(receipts / "tuning.json")]
+        bento += ["--out", str(receipts / "bento.json")]
         return subprocess.run(
             [*common, "pipelines.package", *place, *bento],
             cwd=ROOT, env=env, capture_output=True, text=True, check=False,
@@ -44,7 +53,7 @@ def package() -> Package:
 @pytest.fixture(scope="session")
 def promoted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root whose student is promoted, and nothing is packaged yet."""
-    root = make_root(tmp_path_factory.mktemp("promoted"))
+    root = make_root(tmp_path_factory.mktemp("promoted"), tuning_cases=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         register_family(root, TASK)

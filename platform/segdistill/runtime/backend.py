@@ -1,7 +1,8 @@
-"""What runs the network: one interface, and ONNX Runtime on the CPU behind it."""
+"""What runs the network: one interface, and ONNX Runtime or OpenVINO on the CPU behind it."""
 
+import threading
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.cpus import usable_cpus
+from segdistill.runtime.setting import Precision, has_openvino
 
 INPUT = "scan"
 OUTPUT = "logits"
@@ -18,7 +20,10 @@ class Backend(Protocol):
     """Runs a network: (1, 1, X, Y, Z) float32 to (1, K, X, Y, Z) float32 logits."""
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a window; X, Y and Z are multiples of the plan's ``size_divisor``."""
+        """Logits of a window; X, Y and Z are multiples of the plan's ``size_divisor``.
+
+        The caller may change them, and has them until its thread's next call.
+        """
         ...
 
 
@@ -38,8 +43,7 @@ class OnnxBackend:
         """
         if hasattr(ort, "disable_telemetry_events"):
             ort.disable_telemetry_events()
-        if not path.is_file():
-            raise SegdistillError(f"{path}: no such file. Fetch the bundle from the registry again.")
+        _must_exist(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
@@ -55,12 +59,75 @@ class OnnxBackend:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         found = [(value.name, value.type, len(value.shape)) for value in (*inputs, *outputs)]
         if found != [(INPUT, "tensor(float)", 5), (OUTPUT, "tensor(float)", 5)]:
-            raise SegdistillError(
-                f"{path}: needs float32 input '{INPUT}' and output '{OUTPUT}' with five axes, has "
-                f"{found}. Export the bundle again."
-            )
+            raise _unfit(path, found)
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z)."""
         logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: x})[0]
         return logits
+
+
+class OpenVinoBackend:
+    """OpenVINO on the CPU. Calls are safe from several threads at once."""
+
+    def __init__(self, path: Path, threads: int = 0, precision: Precision = "f32") -> None:
+        """Load and compile a network.
+
+        Args:
+            path: as of :class:`OnnxBackend`; for ``int8``, the quantised one.
+            threads: CPU threads; 0 takes :func:`usable_cpus`.
+            precision: ``bf16`` needs a processor that has it. What an ``int8`` network doesn't quantise
+                runs in float32.
+
+        Raises:
+            SegdistillError: OpenVINO isn't installed, the processor lacks the precision, or the file is
+                missing or unfit.
+        """
+        if not has_openvino():
+            raise SegdistillError("OpenVINO isn't installed: pip install openvino, or tune without it.")
+        import openvino  # a second to load, and not everybody serves with it
+
+        _must_exist(path)
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise SegdistillError("this processor has no bf16: tune again on the machine that serves.")
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": threads or usable_cpus(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # two services must not share the first cores
+        }
+        try:
+            self._network = core.compile_model(str(path), "CPU", settings)
+        except Exception as error:  # OpenVINO's errors are plain RuntimeErrors and others
+            raise SegdistillError(
+                f"{path}: not a network that OpenVINO can run ({str(error).strip()[-200:]}). "
+                "Export the bundle again."
+            ) from error
+        ports = (*self._network.inputs, *self._network.outputs)
+        found = [
+            (port.any_name, port.element_type.get_type_name(), len(port.partial_shape)) for port in ports
+        ]
+        if found != [(INPUT, "f32", 5), (OUTPUT, "f32", 5)]:
+            raise _unfit(path, found)
+        self._own = threading.local()  # requests, one per calling thread
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z)."""
+        if not hasattr(self._own, "request"):
+            self._own.request = self._network.create_infer_request()
+        found = self._own.request.infer({0: x}, share_inputs=True, share_outputs=True)
+        logits: NDArray[np.float32] = found[0]
+        return logits
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise SegdistillError(f"{path}: no such file. Fetch the bundle from the registry again.")
+
+
+def _unfit(path: Path, found: object) -> SegdistillError:
+    return SegdistillError(
+        f"{path}: needs float32 input '{INPUT}' and output '{OUTPUT}' with five axes, has "
+        f"{found}. Export the bundle again."
+    )

@@ -11,6 +11,7 @@ from segdistill.files import SegdistillError, atomic_folder, json_bytes, read_js
 from segdistill.runtime.plan import Plan
 
 MODEL = "model.onnx"
+INT8 = "model.int8.onnx"
 PLAN = "plan.json"
 PROVENANCE = "provenance.json"
 FORMAT = 1
@@ -42,6 +43,11 @@ class Bundle:
     def model(self) -> Path:
         """The ONNX file."""
         return self.folder / MODEL
+
+    @property
+    def int8(self) -> Path | None:
+        """The ONNX file of the quantised network; None where the bundle has none."""
+        return self.folder / INT8 if INT8 in self.provenance["files"] else None
 
     @property
     def digest(self) -> str:
@@ -90,7 +96,9 @@ def digest(folder: Path) -> str:
     return sha256_of(path)
 
 
-def write_bundle(folder: Path, onnx: Path, plan: Plan, provenance: Mapping[str, Any]) -> Bundle:
+def write_bundle(
+    folder: Path, onnx: Path, plan: Plan, provenance: Mapping[str, Any], int8: Path | None = None
+) -> Bundle:
     """Seal a network and its plan into a bundle; the folder is whole or absent.
 
     Args:
@@ -99,6 +107,7 @@ def write_bundle(folder: Path, onnx: Path, plan: Plan, provenance: Mapping[str, 
         plan: the family's plan.
         provenance: what is known of the network (task, name, role, width, parameters, macs, ...);
             plain JSON values.
+        int8: the same network quantised, or None.
 
     Returns:
         The bundle as read back and verified.
@@ -108,6 +117,8 @@ def write_bundle(folder: Path, onnx: Path, plan: Plan, provenance: Mapping[str, 
     """
     with atomic_folder(folder) as partial:
         shutil.copyfile(onnx, partial / MODEL)
+        if int8 is not None:
+            shutil.copyfile(int8, partial / INT8)
         plan.write(partial / PLAN)
         _write_seal(partial, plan, provenance)
     return Bundle.read(folder)
@@ -138,7 +149,7 @@ def seal(
     bundle = Bundle.read(source)
     for name in extra_files:
         _check_name(name, target)
-        if name in (MODEL, PLAN):
+        if name in (MODEL, INT8, PLAN):
             raise BundleError(f"{target}: {name} can't be replaced in a sealed bundle. Export it again.")
     known = {key: value for key, value in bundle.provenance.items() if key not in _SEALED}
     with atomic_folder(target) as partial:

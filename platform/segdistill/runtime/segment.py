@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
-from segdistill.runtime.backend import Backend, OnnxBackend
+from segdistill.runtime.backend import Backend, OnnxBackend, OpenVinoBackend
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.preprocess import preprocess
 from segdistill.runtime.restore import restore
+from segdistill.runtime.setting import Setting
 from segdistill.runtime.windows import predict
 from segdistill.volume import Volume, read_volume, write_label_map
 from segdistill.volume.memory import available_bytes
@@ -55,16 +56,28 @@ class _Clock:
 class Segmentator:
     """A bundle, loaded and ready to segment."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 0,
+        backend: Backend | None = None,
+        setting: Setting | None = None,
+    ) -> None:
         """Load the bundle's network.
 
         Args:
             bundle: from :meth:`~segdistill.runtime.bundle.Bundle.read`.
             threads: CPU threads of the network; 0 takes as many as the process may use.
-            backend: runs the network instead of ONNX Runtime.
+            backend: runs the network instead of what the setting says.
+            setting: how to run it; None: the reference, with ``threads``.
+
+        Raises:
+            SegdistillError: the setting can't be run here, or the bundle has no quantised network.
         """
         self.bundle = bundle
-        self.backend: Backend = backend or OnnxBackend(bundle.model, threads)
+        self.setting = setting or Setting.reference(bundle.plan, threads)
+        self.plan = self.setting.applied_to(bundle.plan)
+        self.backend: Backend = backend or open_backend(bundle, self.setting)
 
     def segment(self, volume: Volume) -> Segmentation:
         """Segment a scan that was read with :func:`~segdistill.volume.read_volume`.
@@ -91,7 +104,7 @@ class Segmentator:
         return outcome
 
     def _segment(self, volume: Volume, clock: _Clock) -> Segmentation:
-        plan = self.bundle.plan
+        plan = self.plan
         needed, free = peak_bytes(volume, plan), available_bytes()
         if needed > free:
             raise SegdistillError(
@@ -108,6 +121,24 @@ class Segmentator:
         voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
         volumes = {entry.name: float(counts[entry.code] * voxel_ml) for entry in plan.structures}
         return Segmentation(labels, volumes, clock.timings)
+
+
+def open_backend(bundle: Bundle, setting: Setting) -> Backend:
+    """The network of a bundle, ready to run as a setting says.
+
+    Raises:
+        SegdistillError: the setting can't be run here, or the bundle has no quantised network.
+    """
+    path = bundle.int8 if setting.precision == "int8" else bundle.model
+    if path is None:
+        raise SegdistillError(
+            f"{bundle.folder}: has no quantised network, so it can't run in int8. Export it again."
+        )
+    if setting.backend == "openvino":
+        return OpenVinoBackend(path, setting.threads, setting.precision)
+    if setting.precision == "bf16":
+        raise SegdistillError("ONNX Runtime has no bf16 on CPUs. Take OpenVINO, or f32.")
+    return OnnxBackend(path, setting.threads)
 
 
 def peak_bytes(volume: Volume, plan: Plan) -> float:

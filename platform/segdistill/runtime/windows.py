@@ -46,7 +46,8 @@ def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray
     before = [(n - old) // 2 for n, old in zip(least, size, strict=True)]
     inner = (slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))
     if window == least:
-        return _run(backend, padded, plan)[inner]
+        # The backend may use its memory again.
+        return _run(backend, padded, plan)[inner].copy()
     logits = np.zeros((plan.channels_out, *least), np.float32)
     for where, weight in _weighted_windows(least, window, plan.overlap, plan.convention):
         out = _run(backend, padded[(slice(None), *where)], plan)

@@ -1,0 +1,73 @@
+"""Stage ``tune``: how the promoted version runs fastest on this machine, proven on validation cases."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from segdistill.cohort.manifest import read_sites
+from segdistill.files import SegdistillError, read_json, write_json
+from segdistill.registry.champion import fetch
+from segdistill.runtime.setting import Setting
+from segdistill.runtime.tune import Case, Tolerance, tune
+from serving.build import check_receipt
+
+
+def main() -> None:
+    """Measure the champion; without one, or without a scan, write that nothing was chosen."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository's root")
+    parser.add_argument("--champion", type=Path, required=True, help="receipt of stage 'champion'")
+    parser.add_argument("--sites", type=Path, required=True, help="folder of the sites")
+    parser.add_argument("--out", type=Path, required=True, help="tuning to write")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
+    arguments = parser.parse_args()
+    knobs = yaml.safe_load((arguments.root / arguments.params).read_text())["tuning"]
+    promoted = check_receipt(read_json(arguments.champion), arguments.champion)
+    cases = validation_cases(arguments.sites, knobs["cases"])
+    if promoted is None or not cases:
+        write_json(arguments.out, {"choice": None})
+        why = "nobody has promoted yet" if promoted is None else "no site has a validation case"
+        print(f"tune: nothing to tune, {why}")
+        return
+    with tempfile.TemporaryDirectory(prefix="segdistill-tune-") as scratch:
+        bundle = Path(scratch) / "bundle"
+        fetch(arguments.root, promoted, bundle)
+        tuning = tune(
+            bundle,
+            cases,
+            Tolerance(knobs["mean_loss"], knobs["structure_loss"]),
+            overlaps=knobs["overlaps"],
+            progress=lambda line: print(f"tune: {line}", file=sys.stderr, flush=True),
+        )
+    write_json(arguments.out, tuning)
+    choice = Setting.from_json(tuning["choice"], str(arguments.out))
+    print(f"tune: v{promoted.version} {promoted.name} runs with {choice}, {arguments.out}")
+
+
+def validation_cases(sites: Path, count: int) -> list[Case]:
+    """The first ``count`` validation cases when sites take turns; labelled ones before others."""
+    by_site = [
+        sorted(
+            (case for case in site.cases if case.split == "val"),
+            key=lambda case: (case.label is None, case.case),
+        )
+        for _, site in read_sites(sites)
+    ]
+    folders = [folder for folder, _ in read_sites(sites)]
+    turns = [
+        Case(folder / own[turn].image, folder / label if (label := own[turn].label) else None)
+        for turn in range(max(map(len, by_site), default=0))
+        for folder, own in zip(folders, by_site, strict=True)
+        if turn < len(own)
+    ]
+    return sorted(turns, key=lambda case: case.labels is None)[:count]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegdistillError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,317 @@
+"""Which way of running a bundle is fastest here, and still says what the reference says.
+
+``python -m segdistill.runtime.tune BUNDLE TUNING SCAN...`` measures a bundle on a machine's own scans
+and writes ``TUNING``, a JSON file that the service reads. Nothing is chosen that wasn't measured: a
+setting must keep the Dice of the reference, on real cases, structure by structure, within a tolerance.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdistill.files import SegdistillError, write_json
+from segdistill.runtime.__main__ import peak_rss_mb
+from segdistill.runtime.bundle import Bundle
+from segdistill.runtime.plan import Plan
+from segdistill.runtime.segment import Segmentator
+from segdistill.runtime.setting import BackendName, Precision, Setting, has_openvino, processor
+from segdistill.volume import read_label_map, read_volume
+
+_DECIMALS = 5
+_ROUNDS = 2  # timed, after one that is not
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much Dice a setting may lose against the reference.
+
+    Attributes:
+        mean_loss: of the mean over structures; 0.002 is 0.2 points.
+        structure_loss: of any single structure.
+    """
+
+    mean_loss: float
+    structure_loss: float
+
+
+DEFAULT = Tolerance(mean_loss=0.002, structure_loss=0.005)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan to measure on.
+
+    Attributes:
+        scan: its file.
+        labels: its reference label map; None: what the reference setting finds takes its place, so any
+            difference counts as a loss.
+    """
+
+    scan: Path
+    labels: Path | None = None
+
+
+def candidates(
+    plan: Plan, *, int8: bool, overlaps: Sequence[float] = (), openvino: bool | None = None
+) -> list[Setting]:
+    """Every setting to measure with all threads, the reference first.
+
+    Args:
+        plan: the bundle's plan.
+        int8: whether the bundle has a quantised network.
+        overlaps: of windows to try beside the plan's own.
+        openvino: whether OpenVINO is there; None: look.
+    """
+    ways: list[tuple[BackendName, Precision]] = [("onnxruntime", "f32")]
+    if openvino if openvino is not None else has_openvino():
+        ways += [("openvino", "f32"), ("openvino", "bf16")]
+        ways += [("openvino", "int8")] if int8 else []
+    if int8:
+        ways.append(("onnxruntime", "int8"))
+    reference = Setting.reference(plan)
+    # nnU-Net's convention goes with windows.
+    whole = ["whole"] if plan.convention == "own" or plan.mode == "whole" else []
+    modes = [(plan.mode, plan.overlap)]
+    modes += [("windows", overlap) for overlap in overlaps if overlap != plan.overlap]
+    modes += [("whole", plan.overlap) for _ in whole if plan.mode != "whole"]
+    found = [
+        Setting(backend, precision, mode, overlap, 0)
+        for mode, overlap in modes
+        for backend, precision in ways
+    ]
+    return [reference, *(setting for setting in found if setting != reference)]
+
+
+def tune(
+    folder: Path,
+    cases: Sequence[Case],
+    tolerance: Tolerance = DEFAULT,
+    *,
+    overlaps: Sequence[float] = (),
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Measure every candidate on this machine, each in a process of its own, and choose.
+
+    All are measured with all threads; those that keep the Dice also with one thread. Nothing else should
+    run meanwhile.
+
+    Args:
+        folder: of the bundle.
+        cases: real cases; not those that the family is evaluated on.
+        tolerance: what a setting may lose.
+        overlaps: of windows to try beside the plan's own.
+        progress: told one line per setting.
+
+    Returns:
+        What ``tuning.json`` holds: the bundle's digest, the processor, the tolerance, a row per setting
+        with its evidence, and the choice. Seconds are of the whole pipeline, from file to file's
+        content, median over cases and rounds.
+
+    Raises:
+        SegdistillError: no case, one that can't be read, or the reference itself can't be run.
+    """
+    if not cases:
+        raise SegdistillError(f"{folder}: tuning needs a scan at least.")
+    bundle = Bundle.read(folder)
+    names = {entry.code: entry.name for entry in bundle.plan.structures}
+    known = [read_label_map(case.labels).array if case.labels else None for case in cases]
+    truth: list[NDArray[Any]] = []
+    before: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+
+    def measure(setting: Setting) -> None:
+        row: dict[str, Any] = {"setting": setting.to_json()}
+        try:
+            found, seconds, cpu, peak = _alone(folder, setting, [case.scan for case in cases])
+        except SegdistillError as error:
+            if not rows:
+                raise
+            rows.append(row | {"refused": str(error), "within": False})
+            progress(f"{setting}: {error}")
+            return
+        if not rows:  # the reference
+            truth.extend(
+                own if given is None else given for own, given in zip(found, known, strict=True)
+            )
+            before.update(_dice(found, truth, names))
+        now = _dice(found, truth, names)
+        row |= _evidence(before, now) | {
+            "seconds": round(seconds, _DECIMALS),
+            "cpu_seconds": round(cpu, _DECIMALS),
+            "peak_rss_mb": round(peak, 1),
+        }
+        row["within"] = _within(row, tolerance)
+        rows.append(row)
+        verdict = "" if row["within"] else ", outside the tolerance"
+        progress(
+            f"{setting}: {seconds:.2f} s, {cpu:.2f} CPU s, {peak:.0f} MB, "
+            f"Dice {100 * row['dice_change']:+.2f} points{verdict}"
+        )
+
+    for setting in candidates(bundle.plan, int8=bundle.int8 is not None, overlaps=overlaps):
+        measure(setting)
+    for row in [row for row in rows if row["within"]]:
+        measure(Setting(**{**row["setting"], "threads": 1}))
+    best = min((row for row in rows if row["within"]), key=lambda row: float(row["seconds"]))
+    return {
+        "bundle_digest": bundle.digest,
+        "processor": processor(),
+        "tolerance": asdict(tolerance),
+        "cases": len(cases),
+        "labelled": sum(case.labels is not None for case in cases),
+        "rows": rows,
+        "choice": best["setting"],
+    }
+
+
+def chosen(tuning: Mapping[str, Any], bundle: Bundle, source: str) -> tuple[Setting, str]:
+    """The setting to serve with, and a sentence that says why.
+
+    On another processor than the one it was measured on, the choice falls back to the fastest float32
+    setting that kept the Dice: float32 says the same everywhere.
+
+    Args:
+        tuning: from :func:`tune`, as read back.
+        bundle: the bundle that is served.
+        source: names the file in errors.
+
+    Raises:
+        SegdistillError: it is the tuning of another bundle, or its choice isn't among its own evidence.
+    """
+    try:
+        tolerance = Tolerance(**tuning["tolerance"])
+        rows = [row for row in tuning["rows"] if "refused" not in row and _within(row, tolerance)]
+        measured, digest, choice = tuning["processor"], tuning["bundle_digest"], tuning["choice"]
+    except (KeyError, TypeError) as error:
+        raise SegdistillError(f"{source}: not the result of tuning ({error!r}). Tune again.") from error
+    if digest != bundle.digest:
+        raise SegdistillError(
+            f"{source}: tuned for the bundle {digest[:12]}, not for {bundle.digest[:12]}. Tune again."
+        )
+    if choice not in [row["setting"] for row in rows]:
+        raise SegdistillError(f"{source}: its choice is not among what it measured. Tune again.")
+    here = processor()
+    if measured == here:
+        setting = Setting.from_json(choice, source)
+        return setting, f"{setting}: the fastest that kept the reference's Dice on this processor"
+    exact = [row for row in rows if row["setting"]["precision"] == "f32"]
+    best = min(exact, key=lambda row: float(row["seconds"]))
+    setting = Setting.from_json(best["setting"], source)
+    return setting, (
+        f"{setting}: tuned on {measured['name']}, this is {here['name']}, so float32 it is. "
+        "'python -m segdistill.runtime.tune' chooses again"
+    )
+
+
+def _alone(
+    folder: Path, setting: Setting, scans: Sequence[Path]
+) -> tuple[list[NDArray[np.uint8]], float, float, float]:
+    """Label maps, median wall and CPU seconds a scan, and peak MB, from a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_run, folder, setting, scans).result()
+
+
+def _run(
+    folder: Path, setting: Setting, scans: Sequence[Path]
+) -> tuple[list[NDArray[np.uint8]], float, float, float]:
+    segmentator = Segmentator(Bundle.read(folder), setting=setting)
+    labels = [segmentator.segment(read_volume(scan)).labels for scan in scans]
+    walls, cpus = [], []
+    for _ in range(_ROUNDS):
+        for scan in scans:
+            wall, cpu = time.perf_counter(), time.process_time()
+            segmentator.segment(read_volume(scan))
+            walls.append(time.perf_counter() - wall)
+            cpus.append(time.process_time() - cpu)
+    return labels, statistics.median(walls), statistics.median(cpus), peak_rss_mb()
+
+
+def _dice(
+    found: Sequence[NDArray[Any]], truth: Sequence[NDArray[Any]], names: Mapping[int, str]
+) -> dict[str, float]:
+    """Dice by structure, mean over the cases that have it in the truth; NaN where none has."""
+    each: dict[str, list[float]] = {name: [] for name in names.values()}
+    for labels, reference in zip(found, truth, strict=True):
+        if labels.shape != reference.shape:
+            raise SegdistillError("a label map isn't on its scan's grid. Tune with the scan's own.")
+        pairs = np.bincount(
+            (reference.astype(np.uint16).ravel() << 8) | labels.ravel(), minlength=65536
+        ).reshape(256, 256)
+        for code, name in names.items():
+            size = pairs[code].sum()
+            if size:
+                each[name].append(2.0 * float(pairs[code, code]) / float(size + pairs[:, code].sum()))
+    return {name: statistics.fmean(own) if own else math.nan for name, own in each.items()}
+
+
+def _evidence(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, Any]:
+    change = {name: now[name] - before[name] for name in before if not math.isnan(before[name])}
+    if not change:
+        raise SegdistillError("the cases show none of the structures. Tune with scans that do.")
+    worst = min(change, key=lambda name: change[name])
+    return {
+        "dice": round(statistics.fmean(now[name] for name in change), _DECIMALS),
+        "dice_change": round(statistics.fmean(change.values()), _DECIMALS),
+        "worst_structure": worst,
+        "worst_change": round(change[worst], _DECIMALS),
+    }
+
+
+def _within(row: Mapping[str, Any], tolerance: Tolerance) -> bool:
+    return bool(
+        row["dice_change"] >= -tolerance.mean_loss and row["worst_change"] >= -tolerance.structure_loss
+    )
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Tune a bundle on this machine.
+
+    Returns:
+        The exit status: 0, or 2 after one line on standard error.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m segdistill.runtime.tune",
+        description="Measure how a bundle runs fastest on this machine without losing Dice.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("tuning", type=Path, help="JSON file to write")
+    parser.add_argument("scan", type=Path, nargs="+", help="scans of the kind that will be segmented")
+    parser.add_argument("--overlap", type=float, nargs="*", default=[0.25], help="of windows, to try")
+    given = parser.parse_args(arguments)
+    try:
+        tuning = tune(
+            given.bundle,
+            [Case(scan) for scan in given.scan],
+            overlaps=given.overlap,
+            progress=_say,
+        )
+        write_json(given.tuning, tuning)
+        sys.stdout.write(json.dumps(tuning["choice"]) + "\n")
+    except (SegdistillError, OSError) as error:
+        sys.stderr.write(" ".join(f"error: {error}".split()) + "\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
