@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,25 @@ def test_what_cant_be_run_is_refused(bundle: Bundle, setting: Setting, says: str
     """A precision that backend or bundle doesn't have is refused in words."""
     with pytest.raises(SegdistillError, match=says):
         open_backend(bundle, setting)
+
+
+def test_openvino_reports_nothing(bundle: Bundle) -> None:
+    """Running OpenVINO loads no telemetry, no web client, and looks nothing up."""
+    program = (
+        "import socket, sys; from pathlib import Path\n"
+        "def refuse(*_, **__): raise AssertionError('a connection')\n"
+        "socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse\n"
+        "from segdistill.runtime.backend import OpenVinoBackend\n"
+        "import numpy\n"
+        "network = OpenVinoBackend(Path(sys.argv[1]), 1)\n"
+        "network(numpy.zeros((1, 1, 16, 16, 16), 'float32'))\n"
+        "loaded = [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
+        "assert not loaded and 'http.client' not in sys.modules, loaded\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(bundle.model)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_damaged_network_is_refused(bundle: Bundle) -> None:

@@ -1,5 +1,6 @@
 """What runs the network: one interface, and ONNX Runtime or OpenVINO on the CPU behind it."""
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +86,8 @@ class OpenVinoBackend:
         """
         if not has_openvino():
             raise SegdistillError("OpenVINO isn't installed: pip install openvino, or tune without it.")
+        # Its usage reports are not even loaded: where they can't be imported, OpenVINO does without.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino  # a second to load, and not everybody serves with it
 
         _must_exist(path)
