@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdistill.files import SegdistillError, json_bytes, sha256_of, write_json
+from segdistill.files import SegdistillError, json_bytes, read_json, sha256_of, write_json
 from segdistill.registry.champion import Champion, fetch, resolve
 from segdistill.registry.store import RegistryError
 from serving.served import BUNDLE, RECORD, TUNING, Served, bento_home
@@ -52,6 +52,7 @@ def package(
         RegistryError: the alias stands for another version than the receipt says, before or after the
             build, or the stored files were changed. Nothing of the build is left then.
         BundleError: a file of the bundle doesn't have its digest.
+        SegdistillError: the tuning is of another version.
     """
     home = bento_home(root)
     os.environ["BENTOML_HOME"] = str(home)
@@ -60,6 +61,8 @@ def package(
     import bentoml
 
     _same(promoted, resolve(root, promoted.task, promoted.alias))
+    if tuning is not None:
+        _of_this_version(tuning, promoted)
     name = f"segdistill-{promoted.task.replace('_', '-')}"
     served = Served(
         task=promoted.task,
@@ -98,6 +101,15 @@ def _same(promoted: Champion, now: Champion) -> None:
         raise RegistryError(
             f"The {promoted.alias} v{now.version} has the digest {now.bundle_digest[:12]} now, the "
             f"receipt says {promoted.bundle_digest[:12]}. Run 'dvc repro' again."
+        )
+
+
+def _of_this_version(tuning: Path, promoted: Champion) -> None:
+    body = read_json(tuning)
+    if body.get("choice") is not None and body.get("bundle_digest") != promoted.bundle_digest:
+        raise SegdistillError(
+            f"{tuning}: of another version than v{promoted.version} {promoted.name}. "
+            "Run 'dvc repro' again."
         )
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.files import read_json
+from segdistill.files import SegdistillError, read_json, write_json
+from segdistill.registry.champion import resolve
 from segdistill.registry.promote import promote
 from segdistill.registry.register import register_family
 from segdistill.runtime.bundle import Bundle
+from serving import build
 from tests.live_server import ROOT, watched
 from tests.small_family import TASK, make_root
 
@@ -88,9 +90,11 @@ def test_an_alias_that_moves_while_packaging_stops_it(tmp_path: Path) -> None:
          "--out", str(receipts / "champion.json")],
         check=True, capture_output=True, **common,
     )  # fmt: skip
+    write_json(receipts / "tuning.json", {"choice": None})
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.package", "--root", str(root),
-         "--champion", str(receipts / "champion.json"), "--out", str(receipts / "bento.json")],
+         "--champion", str(receipts / "champion.json"),
+         "--tuning", str(receipts / "tuning.json"), "--out", str(receipts / "bento.json")],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, **common,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -104,3 +108,11 @@ def test_an_alias_that_moves_while_packaging_stops_it(tmp_path: Path) -> None:
     assert "champion moved from v2 to v1 while packaging" in errors
     assert built(root) == []
     assert not (receipts / "bento.json").exists()
+
+
+def test_the_tuning_of_another_version_is_not_packaged(root: Path) -> None:
+    """A tuning that was made for other bytes than the promoted ones stops the packaging."""
+    champion = resolve(root, TASK, "champion")
+    write_json(root / "tuning.json", {"choice": {"backend": "openvino"}, "bundle_digest": "0" * 64})
+    with pytest.raises(SegdistillError, match=r"tuning\.json: of another version"):
+        build.package(root, champion, threads=1, max_body_mb=1.0, tuning=root / "tuning.json")

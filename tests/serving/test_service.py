@@ -86,6 +86,9 @@ def test_volumes_come_as_json_with_the_model_that_measured_them(
     assert body["model"]["version"] == receipt["version"]
     assert body["model"]["bundle_digest"] == receipt["bundle_digest"]
     assert len(body["model"]["plan_digest"]) == 64
+    assert body["model"]["setting"] == read_json(root / "registry" / TASK / "tuning.json")["choice"] | {
+        "threads": receipt["threads"]
+    }
 
 
 def test_an_uncompressed_scan_gives_the_same(live: Live, scan: Path) -> None:
