@@ -36,7 +36,7 @@ def ablation_lines(summary: Mapping[str, Any]) -> list[str]:
         spread = "" if line["sd"] is None else f" ({line['sd']:.4f})"
         cells = [
             line["width"],
-            line["row"].replace("_", " + "),
+            line["row"].replace("_", " "),
             f"{line['mean']:.4f}{spread}",
             _difference(line["against_control"]),
             _difference(line["against_start"]),
@@ -44,7 +44,7 @@ def ablation_lines(summary: Mapping[str, Any]) -> list[str]:
             f"{line['teacher_share']:.0%}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", f"{summary['rule']} It chooses **{summary['chosen'].replace('_', ' + ')}**."]
+    return [*lines, "", f"{summary['rule']} It chooses **{summary['chosen'].replace('_', ' ')}**."]
 
 
 def _difference(difference: Mapping[str, Any] | None) -> str:

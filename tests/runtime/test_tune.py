@@ -142,7 +142,8 @@ def test_scans_without_labels_are_measured_against_the_reference(
         labels = Segmentator(bundle).segment(read_volume(scans[0])).labels
         if setting.backend == "openvino":
             labels[labels.shape[0] // 2 :] = 0  # half of the ball is lost
-        return [labels], 0.1 if setting.backend == "openvino" else 1.0, 1.0, 100.0
+        seconds = 0.1 if setting.backend == "openvino" else 1.0
+        return [labels], {"seconds": seconds, "cpu_seconds": seconds, "peak_rss_mb": 100.0}
 
     monkeypatch.setattr(tuning_module, "_alone", run)
     found = tune(bundle.folder, [Case(case.scan)])

@@ -56,10 +56,10 @@ def test_the_ablations_table_shows_differences_and_the_choice() -> None:
     }
     lines = ablation_lines(summary)
     assert (
-        "| x4 | region + context | 0.7654 (0.0042) | +1.23 \N{PLUS-MINUS SIGN} 0.40 (2 of 3) |  "
+        "| x4 | region context | 0.7654 (0.0042) | +1.23 \N{PLUS-MINUS SIGN} 0.40 (2 of 3) |  "
         "| 0.500 | 25% |"
     ) in lines
-    assert lines[-1] == "The best. It chooses **region + context**."
+    assert lines[-1] == "The best. It chooses **region context**."
 
 
 def test_a_site_left_out_shows_an_interval_only_if_it_has_one() -> None:

@@ -8,12 +8,11 @@ setting must keep the Dice of the reference, on real cases, structure by structu
 import argparse
 import json
 import math
-import multiprocessing
 import statistics
+import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError, write_json
-from segdistill.runtime.__main__ import peak_rss_mb
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
-from segdistill.runtime.segment import Segmentator
 from segdistill.runtime.setting import BackendName, Precision, Setting, has_openvino, processor
-from segdistill.volume import read_label_map, read_volume
+from segdistill.volume import read_label_map
 
 _DECIMALS = 5
-_ROUNDS = 2  # timed, after one that is not
 
 Progress = Callable[[str], None]
 
@@ -118,8 +114,8 @@ def tune(
 
     Returns:
         What ``tuning.json`` holds: the bundle's digest, the processor, the tolerance, a row per setting
-        with its evidence, and the choice. Seconds are of the whole pipeline, from file to file's
-        content, median over cases and rounds.
+        with its evidence, and the choice. Seconds are of the whole pipeline, from reading the file to
+        having the label map, median over cases and rounds.
 
     Raises:
         SegdistillError: no case, one that can't be read, or the reference itself can't be run.
@@ -136,7 +132,7 @@ def tune(
     def measure(setting: Setting) -> None:
         row: dict[str, Any] = {"setting": setting.to_json()}
         try:
-            found, seconds, cpu, peak = _alone(folder, setting, [case.scan for case in cases])
+            found, costs = _alone(folder, setting, [case.scan for case in cases])
         except SegdistillError as error:
             if not rows:
                 raise
@@ -149,16 +145,13 @@ def tune(
             )
             before.update(_dice(found, truth, names))
         now = _dice(found, truth, names)
-        row |= _evidence(before, now) | {
-            "seconds": round(seconds, _DECIMALS),
-            "cpu_seconds": round(cpu, _DECIMALS),
-            "peak_rss_mb": round(peak, 1),
-        }
+        row |= _evidence(before, now) | costs
         row["within"] = _within(row, tolerance)
         rows.append(row)
         verdict = "" if row["within"] else ", outside the tolerance"
         progress(
-            f"{setting}: {seconds:.2f} s, {cpu:.2f} CPU s, {peak:.0f} MB, "
+            f"{setting}: {costs['seconds']:.2f} s, {costs['cpu_seconds']:.2f} CPU s, "
+            f"{costs['peak_rss_mb']:.0f} MB, "
             f"Dice {100 * row['dice_change']:+.2f} points{verdict}"
         )
 
@@ -219,26 +212,23 @@ def chosen(tuning: Mapping[str, Any], bundle: Bundle, source: str) -> tuple[Sett
 
 def _alone(
     folder: Path, setting: Setting, scans: Sequence[Path]
-) -> tuple[list[NDArray[np.uint8]], float, float, float]:
-    """Label maps, median wall and CPU seconds a scan, and peak MB, from a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_run, folder, setting, scans).result()
-
-
-def _run(
-    folder: Path, setting: Setting, scans: Sequence[Path]
-) -> tuple[list[NDArray[np.uint8]], float, float, float]:
-    segmentator = Segmentator(Bundle.read(folder), setting=setting)
-    labels = [segmentator.segment(read_volume(scan)).labels for scan in scans]
-    walls, cpus = [], []
-    for _ in range(_ROUNDS):
-        for scan in scans:
-            wall, cpu = time.perf_counter(), time.process_time()
-            segmentator.segment(read_volume(scan))
-            walls.append(time.perf_counter() - wall)
-            cpus.append(time.process_time() - cpu)
-    return labels, statistics.median(walls), statistics.median(cpus), peak_rss_mb()
+) -> tuple[list[NDArray[np.uint8]], dict[str, float]]:
+    """Label maps and costs from a process that runs :mod:`segdistill.runtime.measure`."""
+    with tempfile.TemporaryDirectory(prefix="segdistill-tune-") as scratch:
+        labels = Path(scratch) / "labels.npz"
+        words = [str(folder), json.dumps(setting.to_json()), str(labels), *map(str, scans)]
+        done = subprocess.run(  # noqa: S603 - our own module
+            [sys.executable, "-m", "segdistill.runtime.measure", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+            raise SegdistillError(said[-1])
+        with np.load(labels) as maps:
+            found = [maps[name] for name in maps.files]
+    return found, json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _dice(
