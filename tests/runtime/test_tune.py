@@ -184,6 +184,15 @@ def test_another_processor_falls_back_to_float32(bundle: Bundle) -> None:
     assert "Old Box" in why
 
 
+def test_without_a_float32_row_another_processor_is_refused(bundle: Bundle) -> None:
+    """A tuning whose reference was taken out has nothing to fall back to, and says so."""
+    found = _tuning(bundle)
+    found["rows"] = [row for row in found["rows"] if row["setting"]["precision"] == "bf16"]
+    found["processor"] = {"name": "Old Box", "features": []}
+    with pytest.raises(SegdistillError, match="no float32 row"):
+        chosen(found, bundle, "t")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -79,11 +79,10 @@ def candidates(
     if int8:
         ways.append(("onnxruntime", "int8"))
     reference = Setting.reference(plan)
-    # nnU-Net's convention goes with windows.
-    whole = ["whole"] if plan.convention == "own" or plan.mode == "whole" else []
     modes = [(plan.mode, plan.overlap)]
     modes += [("windows", overlap) for overlap in overlaps if overlap != plan.overlap]
-    modes += [("whole", plan.overlap) for _ in whole if plan.mode != "whole"]
+    if plan.mode != "whole" and plan.convention == "own":  # nnU-Net's goes with windows
+        modes.append(("whole", plan.overlap))
     found = [
         Setting(backend, precision, mode, overlap, 0)
         for mode, overlap in modes
@@ -202,6 +201,8 @@ def chosen(tuning: Mapping[str, Any], bundle: Bundle, source: str) -> tuple[Sett
         setting = Setting.from_json(choice, source)
         return setting, f"{setting}: the fastest that kept the reference's Dice on this processor"
     exact = [row for row in rows if row["setting"]["precision"] == "f32"]
+    if not exact:
+        raise SegdistillError(f"{source}: has no float32 row, which the reference is. Tune again.")
     best = min(exact, key=lambda row: float(row["seconds"]))
     setting = Setting.from_json(best["setting"], source)
     return setting, (
