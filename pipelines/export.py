@@ -12,6 +12,7 @@ from segdistill.files import SegdistillError, atomic_folder
 from segdistill.network.export import agreement, export_onnx
 from segdistill.network.model import CARD, Model, TorchBackend, read_model
 from segdistill.network.quantise import quantise
+from segdistill.network.unet import activations
 from segdistill.runtime.backend import OnnxBackend
 from segdistill.runtime.bundle import write_bundle
 from segdistill.runtime.plan import Plan
@@ -38,7 +39,8 @@ def main() -> None:
     plan = Plan.read(args.models / "plan.json")
     cases = read_cases(args.data, "val")[: params["export"]["parity_cases"]]
     training = read_cases(args.data, "train", unlabelled=True)
-    calibration = training[:: max(1, len(training) // params["export"]["calibration_cases"])]
+    count = params["export"]["calibration_cases"]
+    calibration = training[:: max(1, len(training) // count)][:count]
     names = (
         sorted(card.parent.name for card in args.models.glob(f"*/{CARD}"))
         if args.all
@@ -99,6 +101,7 @@ def _export(
                 "width": model.width,
                 "parameters": model.parameters,
                 "macs": model.macs,
+                "activations": round(activations(model.network, plan.patch_size), 2),
                 "training": dict(model.training),
                 "weights_sha256": model.weights_sha256,
                 "onnx_torch_agreement": round(worst, 6),

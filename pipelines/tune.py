@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.cohort.manifest import read_sites
+from segdistill.cohort.manifest import read_sites, take_turns
 from segdistill.files import SegdistillError, read_json, write_json
 from segdistill.registry.champion import fetch
 from segdistill.runtime.setting import Setting
@@ -50,19 +50,14 @@ def main() -> None:
 def validation_cases(sites: Path, count: int) -> list[Case]:
     """The first ``count`` validation cases when sites take turns; labelled ones before others."""
     by_site = [
-        sorted(
-            (case for case in site.cases if case.split == "val"),
-            key=lambda case: (case.label is None, case.case),
-        )
-        for _, site in read_sites(sites)
+        [
+            Case(folder / case.image, folder / case.label if case.label else None)
+            for case in sorted(site.cases, key=lambda case: (case.label is None, case.case))
+            if case.split == "val"
+        ]
+        for folder, site in read_sites(sites)
     ]
-    folders = [folder for folder, _ in read_sites(sites)]
-    turns = [
-        Case(folder / own[turn].image, folder / label if (label := own[turn].label) else None)
-        for turn in range(max(map(len, by_site), default=0))
-        for folder, own in zip(folders, by_site, strict=True)
-        if turn < len(own)
-    ]
+    turns = take_turns(by_site)
     return sorted(turns, key=lambda case: case.labels is None)[:count]
 
 

@@ -69,7 +69,7 @@ def _labels(path: Path) -> NDArray[np.uint8]:
 def _segment(folder: Path, plan: Plan, scan: Path) -> NDArray[np.uint8]:
     prepared = preprocess(read_volume(scan), plan)
     logits = predict(prepared.array, plan, TorchBackend(read_model(folder, plan).network))
-    return restore(logits, prepared.geometry, plan)
+    return restore([logits], prepared.geometry, plan)
 
 
 def _command(*words: str | Path) -> None:

@@ -14,7 +14,7 @@ from segdistill.network.architecture import Architecture
 from segdistill.network.export import agreement, export_onnx
 from segdistill.network.model import CARD, WEIGHTS, TorchBackend, read_model, write_model
 from segdistill.network.quantise import quantise
-from segdistill.network.unet import UNet, inference_parameters, macs, unfold_cells
+from segdistill.network.unet import UNet, activations, inference_parameters, macs, unfold_cells
 from segdistill.runtime.backend import OnnxBackend, OpenVinoBackend
 from segdistill.runtime.plan import Normalisation, Plan, Structure
 from segdistill.runtime.windows import predict
@@ -283,3 +283,14 @@ def test_nothing_to_calibrate_with_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SegdistillError, match="no training case"):
         quantise(tmp_path / "model.onnx", PLAN, [], tmp_path / "int8.onnx")
     assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_activations():
+    """The values held at once per voxel grow with the width, and cover the finest level's own maps."""
+    patch = (16, 16, 16)
+    teacher, student = (
+        UNet(Architecture.scaled({**KNOBS, "stem_stride": 1}, width, 3)) for width in (1.0, 0.5)
+    )
+    finest = teacher.architecture.channels[0]
+    assert 4 * finest < activations(teacher, patch) < 12 * finest
+    assert activations(student, patch) < 0.6 * activations(teacher, patch)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,15 @@ import pytest
 from segdistill.files import SegdistillError
 from segdistill.runtime.__main__ import main
 from segdistill.runtime.segment import STEPS, Segmentator, peak_bytes
-from segdistill.volume import Volume, VolumeError, read_label_map, read_volume, same_grid
+from segdistill.runtime.setting import Setting
+from segdistill.volume import (
+    Volume,
+    VolumeError,
+    read_label_map,
+    read_volume,
+    same_grid,
+    write_volume,
+)
 from tests.onnx_models import ball_file, ball_scan, make_plan, threshold_bundle
 
 OBLIQUE = np.array([[-1.4, 0.1, 0.2, 30], [0.1, -1.4, 0.1, 25], [0.1, 0.1, 3.5, -40], [0, 0, 0, 1]])
@@ -100,12 +109,60 @@ def test_too_large_for_the_memory(tmp_path, monkeypatch):
 
 
 def test_peak_grows_with_the_scan():
-    """The predicted memory counts native voxels, the plan's voxels and classes."""
+    """The predicted memory counts native voxels, the plan's voxels, classes and activations."""
     small = Volume(np.zeros((10, 10, 10), np.float32), np.eye(4))
     large = Volume(np.broadcast_to(np.float32(0), (300, 300, 300)), np.eye(4))
-    assert peak_bytes(large, make_plan(1)) > 8 * 300**3
-    assert peak_bytes(large, make_plan(10)) - peak_bytes(large, make_plan(1)) > 9 * 4 * 150**3
+    one, ten = (make_plan(count, mode="whole") for count in (1, 10))
+    assert peak_bytes(large, one) > 6 * 300**3
+    assert peak_bytes(large, ten) - peak_bytes(large, one) >= 9 * 4 * 4 * 150**3
+    assert peak_bytes(large, one, 70.0) - peak_bytes(large, one, 20.0) == 50 * 4 * 150**3
+    assert peak_bytes(large, replace(ten, mode="windows")) < peak_bytes(large, ten) / 4
     assert peak_bytes(small, make_plan(1)) < 1e7
+
+
+@pytest.mark.parametrize("mode", ["windows", "whole"])
+def test_prediction_holds(tmp_path, mode):
+    """A process takes no more memory for a large scan than was predicted, and not a tenth of it."""
+    bundle = threshold_bundle(
+        tmp_path / "bundle",
+        list(range(100, 500, 40)),
+        provenance={"activations": 1.0},
+        mode=mode,
+        spacing_mm=(0.8, 0.8, 0.8),
+        patch_size=(64, 64, 64),
+    )
+    peaks = {}
+    for name, shape in {"small": (20, 20, 20), "large": (260, 240, 220)}.items():
+        scan = ball_scan(shape, np.diag([0.8, 0.8, 0.8, 1.0]), radius_mm=min(shape) * 0.4)[0]
+        write_volume(tmp_path / f"{name}.nii", scan.array, scan.affine)
+        done = run(bundle.folder, tmp_path / f"{name}.nii", tmp_path / "labels.nii")
+        assert done.returncode == 0, done.stderr
+        peaks[name] = json.loads(done.stdout)["peak_rss_mb"] * 1e6
+    taken = peaks["large"] - peaks["small"] - scan.array.nbytes
+    predicted = peak_bytes(scan, bundle.plan, 1.0)
+    assert predicted / 10 < taken < predicted
+
+
+def test_whole_volume_that_does_not_fit(tmp_path, monkeypatch):
+    """Where one pass over all doesn't fit the memory, the reference's windows take its place."""
+    bundle = threshold_bundle(tmp_path / "bundle", provenance={"activations": 500.0})
+    whole = Setting("onnxruntime", "f32", "whole", 0.5, 1)
+    segmentator = Segmentator(bundle, setting=whole)
+    scan, mask = ball_scan()
+    seen = []
+
+    def backend(x):
+        seen.append(x.shape[2:])
+        return np.concatenate([0 * x, x - 100], axis=1)
+
+    segmentator.backend = backend
+    expected = segmentator.segment(scan).labels
+    assert len(seen) == 1
+    np.testing.assert_array_equal(expected, mask)
+    between = (peak_bytes(scan, bundle.plan, 500.0) + peak_bytes(scan, segmentator.plan, 500.0)) / 2
+    monkeypatch.setattr("segdistill.runtime.segment.available_bytes", lambda: between)
+    np.testing.assert_array_equal(segmentator.segment(scan).labels, mask)
+    assert len(seen) == 1  # the reference has a backend of its own
 
 
 def test_bad_scan_leaves_no_label_map(tmp_path):

@@ -1,4 +1,4 @@
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -9,9 +9,16 @@ from scipy.ndimage import map_coordinates
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.plan import Normalisation, Structure
-from segdistill.runtime.preprocess import foreground, normalise, preprocess, preprocess_label
+from segdistill.runtime.preprocess import (
+    foreground,
+    normalise,
+    preprocess,
+    preprocess_label,
+    slice_counts,
+)
 from segdistill.runtime.resample import argmax_resampled, axis_weights, resample, target_size
-from segdistill.runtime.restore import restore, winner
+from segdistill.runtime.restore import Restorer, restore, winner
+from segdistill.runtime.turned import Turned
 from segdistill.volume import Volume
 from tests.onnx_models import ball_scan, make_plan
 
@@ -60,7 +67,7 @@ def there_and_back(codes, spacing, extent_mm, plan):
     geometry = preprocess(scan, plan).geometry
     channels = preprocess_label(Volume(labels, affine), plan, geometry)
     assert channels.shape == geometry.grid_shape
-    return labels, restore(one_hot(channels, plan.channels_out), geometry, plan)
+    return labels, restore([one_hot(channels, plan.channels_out)], geometry, plan)
 
 
 @settings(max_examples=30, deadline=None)
@@ -107,7 +114,7 @@ def test_border_is_where_the_logits_cross(codes, world):
     on_grid = (
         places(geometry.grid_shape, affine_for("RAS", grid_mm, geometry.grid_shape))[..., world] - 5.5
     )
-    labels = restore(np.stack([0 * on_grid, on_grid]).astype(np.float32), geometry, plan)
+    labels = restore([np.stack([0 * on_grid, on_grid]).astype(np.float32)], geometry, plan)
     beyond = places(shape, affine)[..., world] - 5.5
     clear = np.abs(beyond) > 0.05
     np.testing.assert_array_equal(labels[clear] == 1, beyond[clear] > 0)
@@ -205,6 +212,63 @@ def test_running_maximum_is_argmax(seed, source, ratio, air, antialias):
     top = np.sort(every, axis=0)
     clear = top[-1] - top[-2] > 1e-5
     np.testing.assert_array_equal(result[clear], every.argmax(axis=0)[clear])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    cuts=st.sets(st.integers(1, 13), max_size=6),
+    spacing=st.tuples(*[st.sampled_from([0.9, 1.3, 2.0, 3.1])] * 3),
+    codes=st.sampled_from(CODES),
+)
+def test_logits_in_any_slabs(seed, cuts, spacing, codes):
+    """Logits that arrive slab by slab give the label map, and the counts, that all at once give."""
+    plan = make_plan(structures=OUTER_INNER)
+    shape = tuple(max(2, round(28 / size)) for size in spacing)
+    scan = Volume(np.ones(shape, np.float32), affine_for(codes, spacing, shape))
+    geometry = preprocess(scan, plan).geometry
+    logits = np.random.default_rng(seed).standard_normal((3, *geometry.grid_shape)).astype(np.float32)
+    logits[0, : seed % 8] += 9
+    whole = restore([logits], geometry, plan)
+    restorer = Restorer(geometry, plan)
+    edges = [0, *sorted(cut for cut in cuts if cut < geometry.grid_shape[0]), geometry.grid_shape[0]]
+    for start, stop in pairwise(edges):
+        restorer.add(logits[:, start:stop])
+    assert np.mean(restorer.labels != whole) < 1e-3  # other block sizes may round a tie the other way
+    assert restorer.voxels[1:].tolist() == [np.sum(restorer.labels == code) for code in (7, 3)]
+
+
+def test_logits_are_missing():
+    """A label map of which logits are missing, or too many, isn't given out."""
+    plan = make_plan(1)
+    geometry = preprocess(ball_scan()[0], plan).geometry
+    restorer = Restorer(geometry, plan)
+    restorer.add(np.zeros((2, 5, *geometry.grid_shape[1:]), np.float32))
+    with pytest.raises(SegdistillError, match=r"logits have shape \(2, 5"):
+        _ = restorer.labels
+    with pytest.raises(SegdistillError, match="plan and scan need"):
+        restorer.add(np.zeros((2, *geometry.grid_shape), np.float32))
+
+
+@given(
+    order=st.permutations(range(3)),
+    steps=st.tuples(*[st.sampled_from([-1, 1])] * 3),
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+)
+def test_turned_views(order, steps, shape):
+    """However a volume is turned, along memory it is contiguous and back again it is the same."""
+    stored = np.random.default_rng(0).random(shape, np.float32)
+    view = stored[tuple(slice(None, None, step) for step in steps)].transpose(order)
+    turned = Turned.of(view)
+    along = turned.along_memory(view)
+    assert along.flags.c_contiguous
+    np.testing.assert_array_equal(turned.back(along), view)
+    mask = view > 0.5
+    for axis, counts in enumerate(slice_counts(mask)):
+        others = tuple(other for other in range(3) if other != axis)
+        np.testing.assert_array_equal(counts, np.count_nonzero(mask, axis=others))
+    axes = [axis_weights(n, 1.0, target_size(n, 1.0, 1.7), 1.7, antialias=True) for n in view.shape]
+    np.testing.assert_allclose(resample(view, axes), resample(view.copy(), axes), atol=1e-6)
 
 
 def test_slabs_join_up(monkeypatch):
@@ -318,4 +382,4 @@ def test_logits_of_another_scan():
     plan = make_plan()
     geometry = preprocess(ball_scan()[0], plan).geometry
     with pytest.raises(SegdistillError, match=r"\(2, 5, 5, 5\).*\(2, 40, 36, 32\)"):
-        restore(np.zeros((2, 5, 5, 5), np.float32), geometry, plan)
+        restore([np.zeros((2, 5, 5, 5), np.float32)], geometry, plan)

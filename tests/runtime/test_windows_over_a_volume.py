@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from segdistill.files import SegdistillError
 from segdistill.runtime.backend import OnnxBackend
 from segdistill.runtime.cpus import _quota, usable_cpus
-from segdistill.runtime.windows import pad, predict, starts
+from segdistill.runtime.windows import pad, predict, predict_slabs, starts
 from tests.onnx_models import make_plan, threshold_model
 
 
@@ -51,6 +51,20 @@ def test_same_as_one_pass(size, overlap, mode):
             assert shape == (1, 1, *plan.patch_size)
         else:
             assert all(n % d == 0 for n, d in zip(shape[2:], plan.size_divisor, strict=True))
+
+
+def test_logits_for_one_window_deep():
+    """A long volume's logits come in slabs no deeper than a window, each when no window is missing."""
+    plan = make_plan(2, overlap=0.5)
+    array = np.random.default_rng(0).random((1, 100, 20, 18), np.float32)
+    network = Pointwise()
+    slabs, windows = [], []
+    for slab in predict_slabs(array, plan, network):
+        slabs.append(slab.copy())  # its memory is used again
+        windows.append(len(network.seen))
+    assert max(slab.shape[1] for slab in slabs) <= plan.patch_size[0]
+    assert windows == sorted(set(windows))
+    np.testing.assert_allclose(np.concatenate(slabs, axis=1)[0], array[0], atol=1e-5)
 
 
 @given(

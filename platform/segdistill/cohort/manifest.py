@@ -1,15 +1,17 @@
 """The manifest of a site: which cases it has, where their files are, and which split each is in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from segdistill.files import SegdistillError, read_json, write_json
 
 Split = Literal["train", "val", "test"]
 
 MANIFEST = "manifest.json"
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -139,3 +141,9 @@ def read_sites(folder: Path) -> Iterator[tuple[Path, Site]]:
                     f"{path / MANIFEST}: case {case.case} is also in site {owner[case.case]}."
                 )
     yield from sites
+
+
+def take_turns(groups: Sequence[Sequence[_Item]]) -> list[_Item]:
+    """The first of each group, then the second of each, and so on until all groups are used up."""
+    longest = max(map(len, groups), default=0)
+    return [group[turn] for turn in range(longest) for group in groups if turn < len(group)]

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from segdistill.cohort.manifest import Site, read_sites
+from segdistill.cohort.manifest import Site, read_sites, take_turns
 from segdistill.files import SegdistillError, read_json
 
 
@@ -173,7 +173,4 @@ def spread_over_sites(cases: tuple[TestCase, ...], count: int) -> tuple[TestCase
     by_site: dict[str, list[TestCase]] = {}
     for case in cases:
         by_site.setdefault(case.site, []).append(case)
-    turns: list[TestCase] = []
-    for turn in range(max(map(len, by_site.values()), default=0)):
-        turns += [own[turn] for _, own in sorted(by_site.items()) if turn < len(own)]
-    return tuple(turns[:count])
+    return tuple(take_turns([own for _, own in sorted(by_site.items())])[:count])

@@ -17,7 +17,7 @@ from segdistill.evaluation.members import Member
 from segdistill.evaluation.summary import case_scores
 from segdistill.volume import Volume
 
-#: Okabe and Ito's eight, then two lighter tones; recycled after that.
+#: Okabe and Ito's eight, then eight more that are told apart from them; recycled after that.
 PALETTE = (
     "#56B4E9",
     "#0072B2",
@@ -29,6 +29,12 @@ PALETTE = (
     "#999999",
     "#B2DF8A",
     "#CAB2D6",
+    "#8C510A",
+    "#17BECF",
+    "#FB9A99",
+    "#6A3D9A",
+    "#4D7C0F",
+    "#FDE0DD",
 )
 _DIFFER = "teacher vs. student"
 _RED = (1.0, 0.2, 0.2)

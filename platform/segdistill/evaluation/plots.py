@@ -386,7 +386,7 @@ def ablation(summary: Mapping[str, Any]) -> Figure:
             axes.tick_params(axis="y", length=0)
         grid[0, 0].set_yticks(
             [-n for n in range(len(order))],
-            [row.replace("_", " + ") + (" *" if row == summary["chosen"] else "") for row in order],
+            [row.replace("_", " ") + (" *" if row == summary["chosen"] else "") for row in order],
         )
         figure.supxlabel("Dice on the validation split (a dot per seed, a line at the mean)", fontsize=9)
     return figure

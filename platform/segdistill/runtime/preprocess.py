@@ -29,6 +29,7 @@ from segdistill.runtime.resample import (
     resample,
     target_size,
 )
+from segdistill.runtime.turned import Turned
 from segdistill.volume import Volume, same_grid
 
 Step = Callable[[str], AbstractContextManager[Any]]
@@ -131,21 +132,22 @@ def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared
         SegdistillError: the scan has no foreground.
     """
     with step("orient_crop"):
-        flips = _flips(volume, plan)
-        oriented = apply_orientation(volume.array, flips)
-        order = np.argsort(flips[:, 0])
+        turns = flips(volume, plan)
+        oriented = apply_orientation(volume.array, turns)
+        order = np.argsort(turns[:, 0])  # the scan's axes, one for each of the plan's
         spacing = tuple(volume.spacing_mm[axis] for axis in order)
         mask = foreground(oriented, plan.foreground, spacing)
         margin_mm = _MARGIN_MM if plan.foreground != "nonzero" else 0.0
         speckle = _SPECKLE if plan.foreground == "above_mean" else 0.0
         crop = tuple(
-            _content(mask, axis, speckle, int(np.ceil(margin_mm / spacing[axis]))) for axis in range(3)
+            _content(counts, speckle, int(np.ceil(margin_mm / size)))
+            for counts, size in zip(slice_counts(mask), spacing, strict=True)
         )
         size_on_grid = nnunet.grid_size if plan.convention == "nnunet" else target_size
         geometry = Geometry(
             scan_shape=_three(volume.array.shape),
             scan_affine=volume.affine,
-            flips=flips,
+            flips=turns,
             crop=_three(crop),
             spacing_mm=_three(spacing),
             grid_mm=plan.spacing_mm,
@@ -155,8 +157,9 @@ def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared
             ),
             convention=plan.convention,
         )
-        content = np.ascontiguousarray(oriented[geometry.slices], dtype=np.float32)
-        inside = np.ascontiguousarray(mask[geometry.slices])
+        content = _copy(oriented[geometry.slices]).astype(np.float32, copy=False)
+        inside = _copy(mask[geometry.slices])
+        del mask
     with step("normalise"):
         content = normalise(content, inside, plan.normalisation)
     with step("resample"):
@@ -224,7 +227,9 @@ def foreground(
     if rule == "body":
         mask = body(array, spacing_mm)
     else:
-        mask = array > array.mean(dtype=np.float64) if rule == "above_mean" else array != 0
+        turned = Turned.of(array)
+        along = turned.along_memory(array)
+        mask = turned.back(along > along.mean(dtype=np.float64) if rule == "above_mean" else along != 0)
     if not mask.any():
         raise SegdistillError(f"the scan has no content: no voxel is {rule}. Check the export.")
     return mask
@@ -275,24 +280,41 @@ def normalise(
     Returns:
         ``array``: (array - mean) / standard deviation.
     """
+    turned = Turned.of(array)
+    along = turned.along_memory(array)
+    where: NDArray[np.bool_] | bool = True
     if how.scheme == "ct":
         if how.clip_hu is None or how.mean_hu is None or how.std_hu is None:
             raise SegdistillError("ct normalisation lacks clip_hu, mean_hu or std_hu. Make the plan.")
-        np.clip(array, *how.clip_hu, out=array)
+        np.clip(along, *how.clip_hu, out=along)
         mean, deviation = how.mean_hu, how.std_hu
     else:
         if how.region == "filled":
             mask = nnunet.filled(mask)
-        values = array if how.region == "crop" else array[mask]
-        mean = float(values.mean(dtype=np.float64))
-        deviation = float(values.std(dtype=np.float64))
-    inside = mask if how.scheme == "zscore" and how.region == "filled" else True
-    np.subtract(array, np.float32(mean), out=array, where=inside)
-    np.multiply(array, np.float32(1 / max(deviation, 1e-8)), out=array, where=inside)
+        inside = turned.along_memory(mask)
+        mean, deviation = _moments(along, np.ones_like(inside) if how.region == "crop" else inside)
+        where = inside if how.region == "filled" else True
+    np.subtract(along, np.float32(mean), out=along, where=where)
+    np.multiply(along, np.float32(1 / max(deviation, 1e-8)), out=along, where=where)
     return array
 
 
-def _flips(volume: Volume, plan: Plan) -> NDArray[np.float64]:
+def _moments(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean and standard deviation of the voxels in a mask, plane by plane: no copy of all of them."""
+    count = np.count_nonzero(mask)
+    pairs = list(zip(array, mask, strict=True))
+    mean = np.float64(sum(plane[own].sum(dtype=np.float64) for plane, own in pairs) / count)
+    squares = sum(float(np.square(plane[own] - mean).sum()) for plane, own in pairs)
+    return float(mean), float(np.sqrt(squares / count))
+
+
+def _copy(view: NDArray[Any]) -> NDArray[Any]:
+    turned = Turned.of(view)
+    return turned.back(np.array(turned.along_memory(view), order="C"))
+
+
+def flips(volume: Volume, plan: Plan) -> NDArray[np.float64]:
+    """How a scan's axes are turned to the plan's: a nibabel orientation transform, (3, 2)."""
     if plan.orientation == STORED:
         return np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
     transform: NDArray[np.float64] = ornt_transform(
@@ -301,12 +323,25 @@ def _flips(volume: Volume, plan: Plan) -> NDArray[np.float64]:
     return transform
 
 
-def _content(mask: NDArray[np.bool_], axis: int, speckle: float, margin: int) -> tuple[int, int]:
-    """First and one past the last slice along ``axis`` with content, ``margin`` slices wider."""
-    others = tuple(other for other in range(3) if other != axis)
-    counts = np.count_nonzero(mask, axis=others)
+def slice_counts(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """How many voxels of a mask (X, Y, Z) each slice has, for the slices along each axis."""
+    slowest, *others = Turned.of(mask).order
+    planes = mask.transpose(slowest, *others).view(np.uint8)
+    counts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * 3
+    counts[slowest] = np.array([np.count_nonzero(plane) for plane in planes], np.int64)
+    # 255 bytes of one at most: their sum fits a byte, and bytes are added many at a time.
+    seen = np.zeros(planes.shape[1:], np.int64)
+    for start in range(0, len(planes), 255):
+        seen += np.add.reduce(planes[start : start + 255], axis=0, dtype=np.uint8)
+    for place, axis in enumerate(others):
+        counts[axis] = seen.sum(axis=1 - place)
+    return counts
+
+
+def _content(counts: NDArray[np.int64], speckle: float, margin: int) -> tuple[int, int]:
+    """First and one past the last slice with content, ``margin`` slices wider."""
     at = np.flatnonzero(counts > speckle * counts.max())
-    return max(0, int(at[0]) - margin), min(mask.shape[axis], int(at[-1]) + 1 + margin)
+    return max(0, int(at[0]) - margin), min(len(counts), int(at[-1]) + 1 + margin)
 
 
 def _three(values: Any) -> Any:

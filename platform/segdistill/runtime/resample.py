@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdistill.runtime.turned import Turned
+
 Slices = tuple[slice, slice, slice]
 
 _BLOCK_ROWS = 16
@@ -53,10 +55,20 @@ class AxisWeights:
             found.append((rows, columns, np.ascontiguousarray(self.matrix[rows, columns])))
         return found
 
+    @property
+    def reversed(self) -> "AxisWeights":
+        """The weights between the same two grids seen from the other end."""
+        return AxisWeights(np.ascontiguousarray(self.matrix[::-1, ::-1]))
+
     def part(self, start: int, stop: int) -> tuple["AxisWeights", slice]:
         """The weights of target voxels ``start`` to ``stop``, and the source voxels they use."""
         columns = _used(self.matrix[start:stop])
         return AxisWeights(self.matrix[start:stop, columns]), columns
+
+    def ready(self, sources: int) -> int:
+        """How many target voxels, from the first on, use only the first ``sources`` source voxels."""
+        late = np.flatnonzero(self.matrix[:, sources:].any(axis=1))
+        return int(late[0]) if len(late) else self.size
 
     def reach(self, start: int, stop: int) -> tuple[int, int]:
         """First and one past the last target voxel that source voxels ``start`` to ``stop`` touch."""
@@ -99,12 +111,18 @@ def axis_weights(
 
 def resample(array: NDArray[np.float32], axes: Sequence[AxisWeights | None]) -> NDArray[np.float32]:
     """Resample an (X, Y, Z) array, one entry of ``axes`` per axis (None: leave it); C-contiguous."""
-    array = np.ascontiguousarray(array)
-    present = [(weights, axis) for axis, weights in enumerate(axes) if weights is not None]
+    # A scan that is to shrink is turned round in memory when it is small.
+    turned = Turned.of(array)
+    along = np.ascontiguousarray(turned.along_memory(array))
+    present = [
+        (weights.reversed if turned.reversed_axes[axis] else weights, place)
+        for place, axis in enumerate(turned.order)
+        if (weights := axes[axis]) is not None
+    ]
     # The axes that shrink most go first, so that the later ones have less to do.
-    for weights, axis in sorted(present, key=lambda entry: entry[0].growth):
-        array = _along(array, weights, axis)
-    return array
+    for weights, place in sorted(present, key=lambda entry: entry[0].growth):
+        along = _along(along, weights, place)
+    return np.ascontiguousarray(turned.back(along))
 
 
 def argmax_resampled(
@@ -145,11 +163,11 @@ def argmax_resampled(
     )
     if start == stop or y0 == y1 or z0 == z1:  # only between the target's voxels
         return result
-    side = [_part(axes[1], y0, y1), _part(axes[2], z0, z1)]
+    side = [part_of(axes[1], y0, y1), part_of(axes[2], z0, z1)]
     rows = max(1, _SLAB_BYTES // (4 * (y1 - y0) * (z1 - z0)))
     for x0 in range(start, stop, rows):
         x1 = min(x0 + rows, stop)
-        parts = [_part(axes[0], x0, x1), *side]
+        parts = [part_of(axes[0], x0, x1), *side]
         where: Slices = (parts[0][1], parts[1][1], parts[2][1])
         if not occupied[where].any():
             continue
@@ -160,8 +178,10 @@ def argmax_resampled(
         index = np.zeros(best.shape, np.uint8)
         for channel in range(1, channels):
             score = resample(source(channel, where), small)
-            # In place, and without a branch per voxel.
-            np.copyto(index, np.uint8(channel), where=score > best)
+            # In place, without a branch per voxel. Channels ascend, so the last one that was larger is
+            # the largest number.
+            larger = (score > best).view(np.uint8)
+            np.maximum(index, np.multiply(larger, np.uint8(channel), out=larger), out=index)
             np.maximum(best, score, out=best)
         result[x0:x1, y0:y1, z0:z1] = index
     return result
@@ -195,5 +215,6 @@ def _extent(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
     return int(at[0]), int(at[-1]) + 1
 
 
-def _part(weights: AxisWeights | None, start: int, stop: int) -> tuple[AxisWeights | None, slice]:
+def part_of(weights: AxisWeights | None, start: int, stop: int) -> tuple[AxisWeights | None, slice]:
+    """Weights of target voxels ``start`` to ``stop`` (None: same grid), and the sources they use."""
     return (None, slice(start, stop)) if weights is None else weights.part(start, stop)

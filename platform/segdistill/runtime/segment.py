@@ -13,14 +13,16 @@ from segdistill.files import SegdistillError
 from segdistill.runtime.backend import Backend, OnnxBackend, OpenVinoBackend
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
-from segdistill.runtime.preprocess import preprocess
-from segdistill.runtime.restore import restore
+from segdistill.runtime.preprocess import flips, preprocess
+from segdistill.runtime.restore import Restorer
 from segdistill.runtime.setting import Setting
-from segdistill.runtime.windows import predict
+from segdistill.runtime.windows import predict_slabs
 from segdistill.volume import Volume, read_volume, write_label_map
 from segdistill.volume.memory import available_bytes
 
 STEPS = ("read", "orient_crop", "normalise", "resample", "network", "restore", "write")
+
+ACTIVATIONS = 128.0  # per voxel, of a network whose bundle doesn't say: four times 32 channels
 
 Timings = dict[str, tuple[float, float]]
 
@@ -50,7 +52,11 @@ class _Clock:
     def __call__(self, step: str) -> Iterator[None]:
         wall, cpu = time.perf_counter(), time.process_time()
         yield
-        self.timings[step] = (time.perf_counter() - wall, time.process_time() - cpu)
+        before = self.timings.get(step, (0.0, 0.0))
+        self.timings[step] = (
+            before[0] + time.perf_counter() - wall,
+            before[1] + time.process_time() - cpu,
+        )
 
 
 class Segmentator:
@@ -78,6 +84,7 @@ class Segmentator:
         self.setting = setting or Setting.reference(bundle.plan, threads)
         self.plan = self.setting.applied_to(bundle.plan)
         self.backend: Backend = backend or open_backend(bundle, self.setting)
+        self._reference: Backend | None = None
 
     def segment(self, volume: Volume) -> Segmentation:
         """Segment a scan that was read with :func:`~segdistill.volume.read_volume`.
@@ -104,23 +111,44 @@ class Segmentator:
         return outcome
 
     def _segment(self, volume: Volume, clock: _Clock) -> Segmentation:
-        plan = self.plan
-        needed, free = peak_bytes(volume, plan), available_bytes()
-        if needed > free:
-            raise SegdistillError(
-                f"the scan, {_by(volume.array.shape)} voxels of {_by(volume.spacing_mm)} mm, needs "
-                f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. Free some, or "
-                "crop the scan to the part that matters."
-            )
+        plan, backend = self._fitting(volume)
         prepared = preprocess(volume, plan, clock)
-        with clock("network"):
-            logits = predict(prepared.array, plan, self.backend)
-        with clock("restore"):
-            labels = restore(logits, prepared.geometry, plan)
-            counts = np.bincount(labels.ravel(order="K"), minlength=256)
+        restorer = Restorer(prepared.geometry, plan)
+        slabs = predict_slabs(prepared.array, plan, backend)
+        while True:
+            with clock("network"):
+                slab = next(slabs, None)
+            if slab is None:
+                break
+            with clock("restore"):
+                restorer.add(slab)
         voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
-        volumes = {entry.name: float(counts[entry.code] * voxel_ml) for entry in plan.structures}
-        return Segmentation(labels, volumes, clock.timings)
+        volumes = {
+            entry.name: float(count * voxel_ml)
+            for entry, count in zip(plan.structures, restorer.voxels[1:], strict=True)
+        }
+        return Segmentation(restorer.labels, volumes, clock.timings)
+
+    def _fitting(self, volume: Volume) -> tuple[Plan, Backend]:
+        """What runs a scan: the setting, or the reference where the whole volume doesn't fit."""
+        activations = float(self.bundle.provenance.get("activations", ACTIVATIONS))
+        free = available_bytes()
+        needed = peak_bytes(volume, self.plan, activations)
+        if needed <= free:
+            return self.plan, self.backend
+        if self.plan.mode == "whole" and self.bundle.plan.mode == "windows":
+            # Not this setting's windows: nobody has validated those.
+            needed = peak_bytes(volume, self.bundle.plan, activations)
+            if needed <= free:
+                if self._reference is None:
+                    setting = Setting.reference(self.bundle.plan, self.setting.threads)
+                    self._reference = open_backend(self.bundle, setting)
+                return self.bundle.plan, self._reference
+        raise SegdistillError(
+            f"the scan, {_by(volume.array.shape)} voxels of {_by(volume.spacing_mm)} mm, needs "
+            f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. Free some, or "
+            "crop the scan to the part that matters."
+        )
 
 
 def open_backend(bundle: Bundle, setting: Setting) -> Backend:
@@ -141,20 +169,28 @@ def open_backend(bundle: Bundle, setting: Setting) -> Backend:
     return OnnxBackend(path, setting.threads)
 
 
-def peak_bytes(volume: Volume, plan: Plan) -> float:
-    """A simple upper estimate of what segmenting takes beyond the scan itself, in bytes.
+def peak_bytes(volume: Volume, plan: Plan, activations: float = ACTIVATIONS) -> float:
+    """An upper estimate of what segmenting takes beyond the scan itself, in bytes.
 
-    On the scan's grid: the content as float32, two masks, labels and indices (8 bytes a voxel). On the
-    plan's grid, as if nothing were cropped: the input twice, logits and one window's share of them
-    (4 bytes each). A network's inner activations come on top in ``whole`` mode: 64 float32 a voxel,
-    a generous figure for a student with a full-resolution level.
+    As if nothing were cropped. Per voxel of the scan: its content (4 bytes) and two masks before the
+    network; the label map and the indices it is made of after it (4 bytes). Per voxel of the plan's
+    grid: the input, once more where it is padded. Logits: twice for one window's depth of the grid, in
+    ``whole`` mode of all of it. And the network's activations for what it sees at once.
+
+    Args:
+        volume: the scan.
+        plan: the family's plan, with the mode that is run.
+        activations: float32 values that the network holds at once per input voxel.
     """
     native = float(np.prod(volume.array.shape))
-    ratio = np.prod(np.array(volume.spacing_mm) / np.array(plan.spacing_mm))
-    patch = float(np.prod(plan.patch_size))
-    grid = max(native * float(ratio), patch)
-    active = grid if plan.mode == "whole" else patch
-    return 8 * native + 4 * grid * (2 + plan.channels_out) + 4 * active * (64 + plan.channels_out)
+    sizes_mm = np.array(volume.array.shape) * np.array(volume.spacing_mm)
+    order = np.argsort(flips(volume, plan)[:, 0])
+    grid = np.maximum(np.ceil(sizes_mm[order] / np.array(plan.spacing_mm)), plan.patch_size)
+    seen = grid if plan.mode == "whole" else np.array(plan.patch_size)
+    slab = grid if plan.mode == "whole" else np.array([plan.patch_size[0], *grid[1:]])
+    network = 4 * seen.prod() * (activations + 2 * plan.channels_out)
+    logits = 4 * slab.prod() * 2 * plan.channels_out
+    return float(max(6 * native, 4 * native + network + logits) + 8 * grid.prod())
 
 
 def _by(values: tuple[float, ...]) -> str:

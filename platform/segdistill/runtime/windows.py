@@ -15,11 +15,30 @@ _SIGMA = 1 / 8
 
 
 def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray[np.float32]:
-    """Run the network over a volume, as the plan's ``mode`` says.
+    """Run the network over a volume: :func:`predict_slabs`, put together.
+
+    Returns:
+        (K, X, Y, Z) float32 logits.
+    """
+    logits = np.empty((plan.channels_out, *array.shape[1:]), np.float32)
+    done = 0
+    for slab in predict_slabs(array, plan, backend):
+        logits[:, done : done + slab.shape[1]] = slab
+        done += slab.shape[1]
+    return logits
+
+
+def predict_slabs(
+    array: NDArray[np.float32], plan: Plan, backend: Backend
+) -> Iterator[NDArray[np.float32]]:
+    """Run the network over a volume, as the plan's ``mode`` says, and give logits when they are final.
 
     ``windows``: windows of ``patch_size``, evenly spaced so that neighbours share at least
     ``overlap`` of a window, each weighted by a Gaussian about its centre. The weights of one place
     sum to one, so the result is one running sum. ``whole``: one pass.
+
+    Windows go along the first axis last, so the planes that no later window reaches are final. Logits
+    are kept for one window's depth, however large the volume; in ``whole`` mode there is one slab.
 
     Volumes smaller than a window (``windows``), or not a multiple of ``size_divisor`` (``whole``),
     are padded by :func:`pad`, and the padding is cut off again.
@@ -29,8 +48,9 @@ def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray
         plan: the family's plan.
         backend: runs the network.
 
-    Returns:
-        (K, X, Y, Z) float32 logits.
+    Yields:
+        (K, n, Y, Z) float32 logits of the next n planes; all n together are X. They stay until the next
+        slab is asked for.
 
     Raises:
         SegdistillError: the network's output has another shape than the plan says.
@@ -44,18 +64,26 @@ def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray
         least = tuple(max(n, patch) for n, patch in zip(size, window, strict=True))
     padded = pad(array, least, plan.convention)
     before = [(n - old) // 2 for n, old in zip(least, size, strict=True)]
-    inner = (slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))
+    x, y, z = (slice(b, b + n) for b, n in zip(before, size, strict=True))
     if window == least:
-        # The backend may use its memory again.
-        return _run(backend, padded, plan)[inner].copy()
-    logits = np.zeros((plan.channels_out, *least), np.float32)
+        yield _run(backend, padded, plan)[:, x, y, z]
+        return
+    sums = np.zeros((plan.channels_out, window[0], *least[1:]), np.float32)
+    first = 0  # plane of the volume that the sums begin at
     for where, weight in _weighted_windows(least, window, plan.overlap, plan.convention):
+        final = where[0].start - first
+        if final:
+            yield sums[:, :final, y, z]
+            sums[:, : window[0] - final] = sums[:, final:]
+            sums[:, window[0] - final :] = 0
+            first = where[0].start
         out = _run(backend, padded[(slice(None), *where)], plan)
         if not out.flags.writeable:
             out = out.copy()
         out *= weight
-        logits[(slice(None), *where)] += out
-    return logits[inner]
+        sums[:, :, where[1], where[2]] += out
+    # A volume thinner than a window has padding on this axis, and this one slab.
+    yield sums[:, x if size[0] < window[0] else slice(None), y, z]
 
 
 def pad(

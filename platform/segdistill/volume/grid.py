@@ -93,12 +93,12 @@ def check_volume(volume: Volume, name: str) -> Volume:
     """
     check_shape(volume.array.shape, name)
     check_affine(volume.affine, name)
-    # One pass instead of a mask: a single NaN or infinity makes the sum not finite.
-    if volume.array.dtype.kind == "f" and not np.isfinite(np.sum(volume.array, dtype=np.float64)):
+    low, high = volume.array.min(), volume.array.max()  # a single NaN makes them NaN
+    if not np.isfinite([low, high]).all():
         raise VolumeError(
             f"{name}: some voxels are NaN or infinite. Replace them, or export the scan again."
         )
-    if volume.array.min() == volume.array.max():
+    if low == high:
         raise VolumeError(
             f"{name}: the volume is empty, every voxel is {volume.array.flat[0]:g}. "
             "Check that the right series was exported."

@@ -2,12 +2,12 @@
 
 import gzip
 import io
-import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
@@ -74,7 +74,7 @@ def _read(path: Path, dtype: type[np.float32] | None) -> tuple[Any, NDArray[Any]
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if packed else raw
+            stream: io.BufferedIOBase = igzip.IGzipFile(fileobj=raw) if packed else raw  # type: ignore[no-untyped-call]
             return _read_stream(stream, path, dtype)
     except FileNotFoundError as error:
         raise VolumeError(f"{path}: no such file. Check the path.") from error
@@ -82,7 +82,7 @@ def _read(path: Path, dtype: type[np.float32] | None) -> tuple[Any, NDArray[Any]
         raise VolumeError(f"{path}: this is a folder. {_NEEDED}") from error
     except EOFError as error:
         raise VolumeError(f"{path}: the file is truncated. {_EXPORT_AGAIN}") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except (gzip.BadGzipFile, isal_zlib.error) as error:  # type: ignore[misc]
         raise VolumeError(f"{path}: the compressed data is damaged, {error}. {_EXPORT_AGAIN}") from error
 
 
@@ -125,7 +125,7 @@ def _read_stream(
         if isinstance(error, gzip.BadGzipFile):
             raise
         raise VolumeError(f"{path}: the file is truncated ({error}). {_EXPORT_AGAIN}") from error
-    stream.read(1)  # at the end of a compressed file: makes zlib compare the checksum
+    stream.read(1)  # at the end of a compressed file: compares the checksum
     return image, array.reshape(shape, order="F")
 
 
