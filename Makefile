@@ -61,6 +61,10 @@ test-fast: $(STAMP) ## the tests that take no server, no Ray run and no environm
 test-nnunet: $(STAMP) ## compare with the real nnU-Net, installed (1 GB) in an environment of its own
 	@$(BIN)/python -m pytest -s -m nnunet tests/interop
 
+.PHONY: bench
+bench: $(STAMP) ## time the runtime beside nnU-Net's predictor and MONAI's, on an idle machine: about 30 minutes
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## style, types and the direction of imports
 	@$(BIN)/ruff check .

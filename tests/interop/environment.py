@@ -7,14 +7,20 @@ import subprocess
 import venv
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = Path(__file__).parent / "requirements-nnunet.lock"
 
 
+class NotInstallableError(Exception):
+    """An environment that pip can't make here."""
+
+
 def nnunet_python() -> Path:
-    """The Python of the locked nnU-Net's environment; skips the test where pip can't get it."""
+    """The Python of the locked nnU-Net's environment.
+
+    Raises:
+        NotInstallableError: pip can't get it here.
+    """
     folder = ROOT / ".cache" / f"nnunet-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
     python = folder / "bin" / "python"
     if (folder / "complete").is_file():
@@ -25,7 +31,9 @@ def nnunet_python() -> Path:
     done = subprocess.run([*pip, "-r", str(LOCK)], capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(folder)
-        pytest.skip(f"nnU-Net can't be installed here: {done.stderr.strip().splitlines()[-1]}")
+        raise NotInstallableError(
+            f"nnU-Net can't be installed here: {done.stderr.strip().splitlines()[-1]}"
+        )
     (folder / "complete").touch()
     return python
 

@@ -21,7 +21,7 @@ from segdistill.runtime.restore import restore
 from segdistill.runtime.windows import pad, predict
 from segdistill.training.distillation.inherit import inherit
 from segdistill.volume import read_volume
-from tests.interop.environment import nnunet_python, run_nnunet
+from tests.interop.environment import NotInstallableError, nnunet_python, run_nnunet
 from tests.interop.scans import DATASET, THICK, THIN, small_plans, write_scan
 
 pytestmark = [pytest.mark.nnunet, pytest.mark.timeout(1800)]
@@ -97,7 +97,11 @@ def _student(teacher: UNet, plan: Plan, scans: list[Path]) -> UNet:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """Train with nnU-Net, import, predict with both; export, predict with both again."""
-    python, root = nnunet_python(), tmp_path_factory.mktemp("nnunet")
+    try:
+        python = nnunet_python()
+    except NotInstallableError as error:
+        pytest.skip(str(error))
+    root = tmp_path_factory.mktemp("nnunet")
     trained = []
     for name, spacing in (("thin", THIN), ("thick", THICK)):
         for seed in range(2):
