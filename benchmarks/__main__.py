@@ -1,8 +1,10 @@
 """All benchmarks in one run: ``make bench``. Nothing else should run on the machine meanwhile."""
 
 import argparse
+import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import yaml
 
 from benchmarks import families, growth, packing, page, peak, pipelines
+from pipelines.demo import serve
 from pipelines.tune import validation_cases
 from segdistill.evaluation.machine import describe_machine
 from segdistill.files import write_json
@@ -119,6 +122,20 @@ def trained(given: argparse.Namespace, scan: Path, scratch: Path) -> dict[str, A
     }
 
 
+def cold_start(given: argparse.Namespace, scan: Path, scratch: Path) -> dict[str, Any]:
+    """From typing ``bentoml serve`` to being ready with the packaged champion."""
+    if not Path("registry", given.task, "bento.json").is_file():
+        raise SystemExit(
+            "nothing is packaged: run 'dvc repro package' first, or leave out 'cold_start'."
+        )
+    waited = []
+    for _ in range(given.rounds):
+        began = time.perf_counter()
+        with serve(Path.cwd(), scratch / "serve.log", given.task):
+            waited.append(time.perf_counter() - began)
+    return {"seconds": round(statistics.median(waited), 2), "starts": len(waited)}
+
+
 def operations(family: list[families.Member]) -> dict[str, Any]:
     """The network alone, on one window: operations a second, beside what the machine can do."""
     threads = usable_cpus()
@@ -153,7 +170,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-PARTS = {"trained": trained, "paper_scale": paper_scale}
+PARTS = {"trained": trained, "cold_start": cold_start, "paper_scale": paper_scale}
 
 if __name__ == "__main__":
     main()

@@ -31,6 +31,7 @@ def write(results: Row, out: Path) -> None:
     text = template.render(
         machine=results["machine"],
         voxel_mm=VOXEL_MM,
+        cold_start=results.get("cold_start"),
         paper=paper and _paper_scale(paper),
         trained=trained and _trained(trained),
     )

@@ -107,25 +107,30 @@ def _start(pipeline: Pipeline, scratch: Path) -> subprocess.Popen[str]:
         pipeline.command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=(scratch / f"{pipeline.member}-{pipeline.name.split(',')[0]}.log").open("w"),
+        stderr=_log(pipeline, scratch).open("w"),
         text=True,
         env=kept,
     )
-    _line(process, pipeline)
+    _line(process, pipeline, scratch)
     return process
+
+
+def _log(pipeline: Pipeline, scratch: Path) -> Path:
+    return scratch / f"{pipeline.member}, {pipeline.name}.log"
 
 
 def _ask(process: subprocess.Popen[str], pipeline: Pipeline, scan: Path, labels: Path) -> dict[str, Any]:
     assert process.stdin is not None  # noqa: S101 - it was opened so
     process.stdin.write(json.dumps({"scan": str(scan), "labels": str(labels)}) + "\n")
     process.stdin.flush()
-    return _line(process, pipeline)
+    return _line(process, pipeline, labels.parent)
 
 
-def _line(process: subprocess.Popen[str], pipeline: Pipeline) -> dict[str, Any]:
+def _line(process: subprocess.Popen[str], pipeline: Pipeline, scratch: Path) -> dict[str, Any]:
     assert process.stdout is not None  # noqa: S101 - it was opened so
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"{pipeline.member} in {pipeline.name} ended: {' '.join(pipeline.command)}")
+        said = _log(pipeline, scratch).read_text().strip().splitlines()[-15:]
+        raise SystemExit("\n".join([f"{pipeline.member} in {pipeline.name} ended:", *said]))
     found: dict[str, Any] = json.loads(line)
     return found

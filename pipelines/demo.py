@@ -228,8 +228,7 @@ def serve(root: Path, log: Path, task: str) -> Iterator[str]:
                     f"{log}: the service {'ended' if process.poll() is not None else 'is not ready'}. "
                     "Its last words:\n" + "\n".join(said)
                 )
-            print(".", end="", flush=True)
-            time.sleep(1)
+            time.sleep(0.1)
         print(" ready", flush=True)
         yield address
 
