@@ -14,10 +14,10 @@ import torch
 
 from segdistill.interop.exporting import export_nnunet
 from segdistill.network.architecture import Architecture, Norm
-from segdistill.network.export import export_onnx
+from segdistill.network.export import activations, export_onnx
 from segdistill.network.model import read_model, write_model
 from segdistill.network.quantise import quantise
-from segdistill.network.unet import UNet, activations, macs
+from segdistill.network.unet import UNet, macs
 from segdistill.runtime.bundle import Bundle, write_bundle
 from segdistill.runtime.plan import Normalisation, Plan, Structure
 

@@ -9,10 +9,9 @@ import yaml
 
 import segdistill
 from segdistill.files import SegdistillError, atomic_folder
-from segdistill.network.export import agreement, export_onnx
+from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import CARD, Model, TorchBackend, read_model
 from segdistill.network.quantise import quantise
-from segdistill.network.unet import activations
 from segdistill.runtime.backend import OnnxBackend
 from segdistill.runtime.bundle import write_bundle
 from segdistill.runtime.plan import Plan

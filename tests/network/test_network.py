@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
-from segdistill.network.export import agreement, export_onnx
+from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import CARD, WEIGHTS, TorchBackend, read_model, write_model
 from segdistill.network.quantise import quantise
-from segdistill.network.unet import UNet, activations, inference_parameters, macs, unfold_cells
+from segdistill.network.unet import UNet, inference_parameters, macs, unfold_cells
 from segdistill.runtime.backend import OnnxBackend, OpenVinoBackend
 from segdistill.runtime.plan import Normalisation, Plan, Structure
 from segdistill.runtime.windows import predict

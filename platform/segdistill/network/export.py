@@ -1,11 +1,14 @@
-"""From a trained model to ONNX, and the check that both say the same."""
+"""From a trained model to ONNX, the check that both say the same, and the memory that it takes."""
 
 import logging
+import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from segdistill.files import SegdistillError, atomic_path
 from segdistill.network.unet import UNet
@@ -36,6 +39,35 @@ def export_onnx(network: UNet, plan: Plan, path: Path) -> None:
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+def activations(network: UNet, patch_size: tuple[int, int, int]) -> float:
+    """An upper estimate of the values that inference holds at once, per input voxel.
+
+    What the encoder's levels keep for the decoder, and the largest input and output of any one layer.
+    """
+    body = network.body
+    kept, largest = 0, 0
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        nonlocal kept
+        kept += output.numel()
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, inputs[0].numel() + output.numel())
+
+    hooks = [block.register_forward_hook(keep) for block in (body.input_block, *body.downsamples)]
+    hooks += [part.register_forward_hook(look) for part in network.modules() if not any(part.children())]
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        device = next(network.parameters()).device
+        logits = network(torch.zeros(1, network.architecture.channels_in, *patch_size, device=device))
+    for hook in hooks:
+        hook.remove()
+    network.train(was_training)
+    return float(kept + max(largest, 2 * logits.numel())) / math.prod(patch_size)
 
 
 def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -1,6 +1,5 @@
 """The network itself: MONAI's DynUNet with deep supervision at every level's own resolution."""
 
-import math
 from typing import Any
 
 import torch
@@ -122,35 +121,6 @@ def inference_parameters(network: UNet) -> int:
         for name, value in network.named_parameters()
         if "super_head" not in name and "deep_supervision" not in name
     )
-
-
-def activations(network: UNet, patch_size: tuple[int, int, int]) -> float:
-    """An upper estimate of the values that inference holds at once, per input voxel.
-
-    What the encoder's levels keep for the decoder, and the largest input and output of any one layer.
-    """
-    body = network.body
-    kept, largest = 0, 0
-
-    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-        nonlocal kept
-        kept += output.numel()
-
-    def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal largest
-        largest = max(largest, inputs[0].numel() + output.numel())
-
-    hooks = [block.register_forward_hook(keep) for block in (body.input_block, *body.downsamples)]
-    hooks += [part.register_forward_hook(look) for part in network.modules() if not any(part.children())]
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
-        device = next(network.parameters()).device
-        logits = network(torch.zeros(1, network.architecture.channels_in, *patch_size, device=device))
-    for hook in hooks:
-        hook.remove()
-    network.train(was_training)
-    return float(kept + max(largest, 2 * logits.numel())) / math.prod(patch_size)
 
 
 def macs(network: UNet, patch_size: tuple[int, int, int]) -> int:

@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.runtime.turned import Turned
-
 Slices = tuple[slice, slice, slice]
 
 _BLOCK_ROWS = 16
@@ -54,11 +52,6 @@ class AxisWeights:
             columns = _used(self.matrix[rows])
             found.append((rows, columns, np.ascontiguousarray(self.matrix[rows, columns])))
         return found
-
-    @property
-    def reversed(self) -> "AxisWeights":
-        """The weights between the same two grids seen from the other end."""
-        return AxisWeights(np.ascontiguousarray(self.matrix[::-1, ::-1]))
 
     def part(self, start: int, stop: int) -> tuple["AxisWeights", slice]:
         """The weights of target voxels ``start`` to ``stop``, and the source voxels they use."""
@@ -111,18 +104,12 @@ def axis_weights(
 
 def resample(array: NDArray[np.float32], axes: Sequence[AxisWeights | None]) -> NDArray[np.float32]:
     """Resample an (X, Y, Z) array, one entry of ``axes`` per axis (None: leave it); C-contiguous."""
-    # A scan that is to shrink is turned round in memory when it is small.
-    turned = Turned.of(array)
-    along = np.ascontiguousarray(turned.along_memory(array))
-    present = [
-        (weights.reversed if turned.reversed_axes[axis] else weights, place)
-        for place, axis in enumerate(turned.order)
-        if (weights := axes[axis]) is not None
-    ]
+    array = np.ascontiguousarray(array)
+    present = [(weights, axis) for axis, weights in enumerate(axes) if weights is not None]
     # The axes that shrink most go first, so that the later ones have less to do.
-    for weights, place in sorted(present, key=lambda entry: entry[0].growth):
-        along = _along(along, weights, place)
-    return np.ascontiguousarray(turned.back(along))
+    for weights, axis in sorted(present, key=lambda entry: entry[0].growth):
+        array = _along(array, weights, axis)
+    return array
 
 
 def argmax_resampled(
