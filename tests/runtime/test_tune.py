@@ -101,11 +101,14 @@ def test_a_damaged_network_is_refused(bundle: Bundle) -> None:
 
 
 def test_every_combination_is_a_candidate_once() -> None:
-    """The reference comes first; int8 only with such a network, bf16 only with OpenVINO."""
+    """The reference comes first; int8 where there is such a network, in OpenVINO if it is there."""
     plan = make_plan()
     found = candidates(plan, int8=True, overlaps=[0.5, 0.25], openvino=True)
     assert found[0] == Setting.reference(plan)
-    assert len(set(found)) == len(found) == 5 * 3
+    assert len(set(found)) == len(found) == 4 * 3
+    assert {s.backend for s in found if s.precision == "int8"} == {"openvino"}
+    without = candidates(plan, int8=True, openvino=False)
+    assert {s.backend for s in without if s.precision == "int8"} == {"onnxruntime"}
     plain = candidates(plan, int8=False, openvino=False)
     assert {(s.backend, s.precision) for s in plain} == {("onnxruntime", "f32")}
     assert {s.mode for s in plain} == {"windows", "whole"}
