@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("tuning", type=Path, help="JSON file to write")
     parser.add_argument("scan", type=Path, nargs="+", help="scans of the kind that will be segmented")
-    parser.add_argument("--overlap", type=float, nargs="*", default=[0.25, 0.4], help="of windows, to try")
+    parser.add_argument("--overlap", type=float, nargs="*", default=[0.25, 0.4], help="to try")
     given = parser.parse_args(arguments)
     try:
         tuning = tune(
