@@ -80,6 +80,12 @@ def _trained(body: Row) -> dict[str, str]:
         worst = f"{chosen['worst_structure'].replace('_', ' ')} {100 * chosen['worst_change']:+.2f}"
         change = f"{100 * chosen['dice_change']:+.2f}"
         tuned.append([name, str(Setting.from_json(tuning["choice"], name)), change, worst])
+    ways = []
+    for row in body["tunings"]["student-x4"]["rows"]:
+        if "refused" in row:  # not something that this machine can do
+            continue
+        lost = f"{100 * row['dice_change']:+.2f}" + ("" if row["within"] else ", refused")
+        ways.append([str(Setting.from_json(row["setting"], "way")), *_costs(row), lost])
     stepped = _with_steps(rows)
     grown = [
         [" x ".join(map(str, row["shape"])), *_costs(row), f"{row['predicted_mb']:,}"]
@@ -92,6 +98,8 @@ def _trained(body: Row) -> dict[str, str]:
     return {
         "rows": _markdown(head, table),
         "tuned": _markdown(["member", "tuned to", "Dice", "worst structure"], tuned),
+        "cases": body["tunings"]["student-x4"]["cases"],
+        "ways": _markdown(["way", "s", "CPU s", "peak MB", "Dice"], ways),
         "steps": _markdown(
             ["step", *map(_name, stepped)],
             [[step, *(f"{1000 * row['cpu_by_step'][step]:.0f}" for row in stepped)] for step in STEPS],
@@ -140,7 +148,7 @@ def _name(row: Row) -> str:
 
 
 def _costs(row: Row) -> list[str]:
-    return [f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{row['peak_rss_mb']:,}"]
+    return [f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{row['peak_rss_mb']:,.0f}"]
 
 
 def _find(rows: Sequence[Row], member: str, pipeline: str) -> Row:
