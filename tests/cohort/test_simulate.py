@@ -457,15 +457,16 @@ def test_a_full_disk_leaves_nothing(
     anatomy: Anatomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that fills up at the second subject is named, and no half site stays behind."""
-    write_bytes, written = Path.write_bytes, []
+    opened, written = Path.open, []
 
-    def fills_up(path: Path, data: bytes) -> int:
-        written.append(path)
-        if len(written) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write_bytes(path, data)
+    def fills_up(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if "w" in mode:
+            written.append(path)
+            if len(written) > 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, *rest, **more)
 
-    monkeypatch.setattr(Path, "write_bytes", fills_up)
+    monkeypatch.setattr(Path, "open", fills_up)
     with pytest.raises(SegdistillError, match="the disk is full"):
         made(anatomy, tmp_path / "sites" / "here")
     assert len(written) > 2
