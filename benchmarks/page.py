@@ -44,12 +44,13 @@ def write(results: Row, out: Path) -> None:
 def _paper_scale(body: Row) -> dict[str, str]:
     rows = body["rows"]
     base = _find(rows, "teacher", "nnU-Net")["cpu_seconds"]
-    head = ["member", "pipeline", "s", "CPU s", "peak MB", "teacher in nnU-Net", "same in nnU-Net"]
+    costs = ["scans", "s", "CPU s", "peak MB"]
+    head = ["member", "pipeline", *costs, "teacher in nnU-Net", "same in nnU-Net"]
     table = []
     for row in rows:
         own = _find(rows, row["member"], "nnU-Net")["cpu_seconds"]
         times = (f"{there / row['cpu_seconds']:.1f} x" for there in (base, own))
-        table.append([row["member"], row["pipeline"], *_costs(row), *times])
+        table.append([row["member"], row["pipeline"], str(row["scans"]), *_costs(row), *times])
     same = [row for row in rows if "same_labels_as_nnunet" in row]
     return {
         "rows": _markdown(head, table),

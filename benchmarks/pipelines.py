@@ -129,6 +129,8 @@ def _ask(process: subprocess.Popen[str], pipeline: Pipeline, scan: Path, labels:
 def _line(process: subprocess.Popen[str], pipeline: Pipeline, scratch: Path) -> dict[str, Any]:
     assert process.stdout is not None  # noqa: S101 - it was opened so
     line = process.stdout.readline()
+    while line and not line.startswith("{"):  # nnU-Net greets on standard output when it is imported
+        line = process.stdout.readline()
     if not line:
         said = _log(pipeline, scratch).read_text().strip().splitlines()[-15:]
         raise SystemExit("\n".join([f"{pipeline.member} in {pipeline.name} ended:", *said]))

@@ -67,6 +67,6 @@ def test_page(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     page.write(results, tmp_path)
     text = (tmp_path / "page.md").read_text()
-    assert "| student-x4 | ours, whole int8 | 2.00 | 2.00 | 900 | 60.0 x | 12.0 x |" in text
+    assert "| student-x4 | ours, whole int8 | 1 | 2.00 | 2.00 | 900 | 60.0 x | 12.0 x |" in text
     assert "| bf16 | 400 | 100 (25%) |" in text
     assert "The trained family" not in text
