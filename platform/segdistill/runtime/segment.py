@@ -172,10 +172,11 @@ def open_backend(bundle: Bundle, setting: Setting) -> Backend:
 def peak_bytes(volume: Volume, plan: Plan, activations: float = ACTIVATIONS) -> float:
     """An upper estimate of what segmenting takes beyond the scan itself, in bytes.
 
-    As if nothing were cropped. Per voxel of the scan: its content (4 bytes) and two masks before the
-    network; the label map and the indices it is made of after it (4 bytes). Per voxel of the plan's
-    grid: the input, once more where it is padded. Logits: twice for one window's depth of the grid, in
-    ``whole`` mode of all of it. And the network's activations for what it sees at once.
+    As if nothing were cropped. Per voxel of the scan: its content, once more when it is turned round in
+    memory (8 bytes), and two masks before the network; the label map and the indices it is made of
+    after it (4 bytes). Per voxel of the plan's grid: the input, once more where it is padded. Logits:
+    twice for one window's depth of the grid, in ``whole`` mode of all of it. And the network's
+    activations for what it sees at once.
 
     Args:
         volume: the scan.
@@ -190,7 +191,7 @@ def peak_bytes(volume: Volume, plan: Plan, activations: float = ACTIVATIONS) -> 
     slab = grid if plan.mode == "whole" else np.array([plan.patch_size[0], *grid[1:]])
     network = 4 * seen.prod() * (activations + 2 * plan.channels_out)
     logits = 4 * slab.prod() * 2 * plan.channels_out
-    return float(max(6 * native, 4 * native + network + logits) + 8 * grid.prod())
+    return float(max(10 * native, 4 * native + network + logits) + 8 * grid.prod())
 
 
 def _by(values: tuple[float, ...]) -> str:
