@@ -62,7 +62,7 @@ test-nnunet: $(STAMP) ## compare with the real nnU-Net, installed (1 GB) in an e
 	@$(BIN)/python -m pytest -s -m nnunet tests/interop
 
 .PHONY: bench
-bench: $(STAMP) ## time the runtime beside nnU-Net's predictor and MONAI's, on an idle machine: about 30 minutes
+bench: $(STAMP) ## time the runtime beside nnU-Net's predictor and MONAI's, on an idle machine: about 45 minutes
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: lint
