@@ -1,18 +1,20 @@
 """bench.json as a page and a plot: ``python -m benchmarks.page`` writes them again."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from benchmarks.families import WIDTHS
 from benchmarks.growth import VOXEL_MM
 from segdistill.evaluation.plots import STEP_COLOUR, save
 from segdistill.files import atomic_path, read_json
 from segdistill.runtime.segment import STEPS
-from segdistill.runtime.setting import Setting
+from segdistill.runtime.setting import Precision, Setting
 
 PAGE = Path("docs/benchmarks.md")
 Row = Mapping[str, Any]
@@ -36,7 +38,7 @@ def write(results: Row, out: Path) -> None:
         trained=trained and _trained(trained),
     )
     with atomic_path(PAGE) as partial:
-        partial.write_text(text.rstrip() + "\n")
+        partial.write_text(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n")
     if trained:
         save(_steps(_with_steps(trained["rows"])), out / "cpu_by_step.png")
 
@@ -76,7 +78,8 @@ def _trained(body: Row) -> dict[str, str]:
         )
     head = ["member", "pipeline", "s", "CPU s", "peak MB", "of the teacher's CPU", "around the network"]
     tuned = []
-    for name, tuning in body["tunings"].items():
+    for name in (name for name in WIDTHS if name in body["tunings"]):
+        tuning = body["tunings"][name]
         chosen = next(row for row in tuning["rows"] if row["setting"] == tuning["choice"])
         worst = f"{chosen['worst_structure'].replace('_', ' ')} {100 * chosen['worst_change']:+.2f}"
         change = f"{100 * chosen['dice_change']:+.2f}"
@@ -113,9 +116,10 @@ def _trained(body: Row) -> dict[str, str]:
 
 
 def _operations(body: Row) -> str:
-    members = [name for name in next(iter(body.values())) if name != "machine"]
+    members = [name for name in WIDTHS if name in next(iter(body.values()))]
     table = []
-    for precision, own in body.items():
+    for precision in (precision for precision in get_args(Precision) if precision in body):
+        own = body[precision]
         speeds = [own[name]["operations_per_second"] for name in members]
         shares = [f"{speed / 1e9:.0f} ({speed / own['machine']:.0%})" for speed in speeds]
         table.append([precision, f"{own['machine'] / 1e9:.0f}", *shares])
