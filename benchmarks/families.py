@@ -5,7 +5,7 @@ Accuracy can't: that is what the trained family is for.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,6 @@ class Member:
 
 def make(folder: Path, norm: Norm) -> list[Member]:
     """A family of plain nnU-Nets with random weights, with instance norm (as nnU-Net) or batch norm."""
-    from dataclasses import replace
-
     folder.mkdir(parents=True)
     plan = PLAN if norm == "instance" else replace(PLAN, convention="own")
     plan.write(folder / "plan.json")

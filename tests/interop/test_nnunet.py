@@ -222,4 +222,4 @@ def test_nnunet_runs_a_student(compared: Compared, scan: str) -> None:
 def test_a_plan_of_our_own_is_close(compared: Compared, scan: str) -> None:
     """With this platform's own preprocessing, nnU-Net's labels of an export are close, and not exact."""
     ours, theirs = compared.ours["own", scan], compared.theirs["own-back", scan]
-    assert np.mean(ours == theirs) >= 0.95
+    assert np.mean(ours == theirs) >= 0.97
