@@ -25,9 +25,9 @@ from tests.onnx_models import ball_scan, threshold_bundle
 SETTINGS = Settings(
     nsd_tolerance_mm=2.0, timing_cases=2, confidence=0.95, margin=0.013, seed=7, workers=1
 )
-CURVE = """step,loss,samples_per_second,data_share,teacher_share
-10,1.0,2.0,0.5,0.1
-40,0.5,4.0,0.2,0.0
+CURVE = """step,loss,seconds_per_step,samples_per_second,data_share,teacher_share
+10,1.0,1.0,4.0,0.5,0.1
+40,0.5,0.25,8.0,0.2,0.0
 """
 STRUCTURES = {1: "structure_1", 2: "structure_2"}
 
@@ -236,10 +236,10 @@ def test_report_shows_the_three_worst_cases(reports):
 def test_report_says_what_training_costs(reports):
     """Patches per second are all patches over all seconds, and shares are of time, not of rows."""
     (row,) = training_pace(reports / "curves", ["teacher", "student-x4"])
-    seconds = {10: 10 / 2.0, 40: 30 / 4.0}  # with a patch a step
+    seconds = {10: 10 * 1.0, 40: 30 * 0.25}
     assert row["steps"] == 40
-    assert row["samples_per_second"] == pytest.approx(40 / sum(seconds.values()))
-    assert row["data_share"] == pytest.approx((0.5 * seconds[10] + 0.2 * seconds[40]) / 12.5)
+    assert row["samples_per_second"] == pytest.approx((10 * 1.0 * 4 + 30 * 0.25 * 8) / 17.5)
+    assert row["data_share"] == pytest.approx((0.5 * seconds[10] + 0.2 * seconds[40]) / 17.5)
     assert sum(row[f"{part}_share"] for part in ("data", "teacher", "student")) == pytest.approx(1)
     assert "What training costs" in (reports / "report.html").read_text()
 

@@ -13,7 +13,7 @@ from segdistill.network.unet import own_tensors
 from segdistill.runtime.plan import Plan
 from segdistill.training.launch import run_here
 from segdistill.training.loop import finished, learning_rate, train
-from segdistill.training.patches import Batch, PatchSampler, ahead, read_cases
+from segdistill.training.patches import Batch, PatchSampler, Small, ahead, read_cases
 from segdistill.training.session import LocalSession
 from tests.training.toy import DISTILLATION, TRAINING, toy_job
 
@@ -215,6 +215,60 @@ def test_patches_of_small_cases_are_padded_to_size(tmp_path: Path) -> None:
     assert batch.image.shape == (3, 1, 16, 16, 16)
     assert batch.label.shape == (3, 16, 16, 16)
     assert batch.label.max() <= 2
+
+
+def test_a_patch_alone_is_no_larger_than_its_case(tmp_path: Path) -> None:
+    """With one patch a batch, a small case is padded to the network's divisor and no further."""
+    job = toy_job(tmp_path)
+    plan = Plan.read(Path(job.plan))
+    data = Path(job.data)
+    for path in data.glob("*.image.npy"):
+        np.save(path, np.load(path)[:, :10, :, :12])
+    for path in data.glob("*.label.npy"):
+        np.save(path, np.load(path)[:10, :, :12])
+    sampler = PatchSampler(
+        read_cases(data, "train"), plan, batch_size=1, foreground_share=0.5, flip_left_right=True, seed=0
+    )
+    assert sampler.batch(0).image.shape == (1, 1, 12, 16, 12)
+
+
+def test_patches_grow_to_the_plans_size(tmp_path: Path) -> None:
+    """The first share of the steps has small patches, as many as asked; the rest has the plan's size."""
+    job = toy_job(tmp_path)
+    plan = Plan.read(Path(job.plan))
+    knobs = job.training | {"small_share": 0.25, "small_patch_size": [8, 8, 12], "small_batch_size": 3}
+    sampler = PatchSampler(
+        read_cases(Path(job.data), "train"),
+        plan,
+        batch_size=1,
+        foreground_share=0.5,
+        flip_left_right=True,
+        seed=0,
+        small=Small.from_knobs(knobs, 40, plan),
+    )
+    shapes = [tuple(sampler.batch(step).image.shape) for step in (0, 9, 10, 39)]
+    assert shapes == [(3, 1, 8, 8, 12)] * 2 + [(1, 1, 16, 16, 16)] * 2
+
+
+def test_a_training_counts_small_and_full_patches(tmp_path: Path) -> None:
+    """A learning curve's patches per second are those drawn, also in a row where the size changes."""
+    knobs = TRAINING | {"small_share": 0.5, "small_batch_size": 4, "batch_size": 1}
+    _, (row,) = run_here(toy_job(tmp_path, steps=10, training=knobs), tmp_path / "runs")
+    assert row["samples_per_second"] * row["seconds_per_step"] == pytest.approx(2.5, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"small_share": 1.5}, "training.small_share"),
+        ({"small_patch_size": [8, 8, 10]}, r"training.small_patch_size is \[8, 8, 10\]"),
+        ({"small_patch_size": [8, 8]}, "training.small_patch_size"),
+    ],
+)
+def test_small_patches_that_cannot_be_are_refused(tmp_path: Path, wrong: Any, names: str) -> None:
+    """A share outside of 0 to 1, or a size that the network can't take, is named before training."""
+    with pytest.raises(SegdistillError, match=names):
+        run_here(toy_job(tmp_path, training=TRAINING | wrong), tmp_path / "runs")
 
 
 def test_every_structure_is_met_as_often(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ NETWORK = {
 }
 TRAINING = {
     "batch_size": 2,
+    "small_share": 0.0,
+    "small_patch_size": (8, 8, 8),
+    "small_batch_size": 4,
     "workers": 1,
     "weight_decay": 0.01,
     "precision": "f32",

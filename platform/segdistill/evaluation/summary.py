@@ -10,6 +10,7 @@ from segdistill.evaluation.members import Member
 from segdistill.files import SegdistillError
 
 METRICS = ("dice", "nsd", "hd95_mm")
+_SHARES = ("data_share", "teacher_share")  # of a training's time, in its learning curve
 #: Decimals of the figures in family.json.
 DECIMALS = {
     "dice": 5,
@@ -139,21 +140,20 @@ def training_pace(curves: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         path = curves / f"{name}.csv"
         curve = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-        if not {"step", "samples_per_second", "data_share", "teacher_share"} <= set(curve.columns):
+        if not {"step", "seconds_per_step", "samples_per_second", *_SHARES} <= set(curve.columns):
             continue
         steps = curve["step"].diff().fillna(curve["step"])
-        time = steps / curve["samples_per_second"]  # up to a factor: the patches of a step
-        shares = {
-            share: float((curve[share] * time).sum() / time.sum())
-            for share in ("data_share", "teacher_share")
-        }
+        time = steps * curve["seconds_per_step"]
+        samples, *shares = (
+            float((curve[rate] * time).sum() / time.sum()) for rate in ("samples_per_second", *_SHARES)
+        )
         found.append(
             {
                 "name": name,
                 "steps": int(curve["step"].iloc[-1]),
-                "samples_per_second": float(steps.sum() / time.sum()),
-                **shares,
-                "student_share": 1 - sum(shares.values()),
+                "samples_per_second": samples,
+                **dict(zip(_SHARES, shares, strict=True)),
+                "student_share": 1 - sum(shares),
             }
         )
     return found

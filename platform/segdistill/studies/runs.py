@@ -151,16 +151,16 @@ def _train(job: Job, file: Path) -> None:
         },
         cases=len(dice),
         seconds=round(time.monotonic() - began, 1),
-        **_pace(history, job.training["batch_size"]),
+        **_pace(history),
     )
     write_json(file, asdict(outcome) | {"job": job.to_json()})
 
 
-def _pace(history: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, float]:
+def _pace(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds per step and the shares of its parts, from the rows of a learning curve."""
     ends = np.array([0, *(row["step"] for row in history)])
     steps = np.diff(ends)
-    seconds = steps * batch_size / np.array([row["samples_per_second"] for row in history])
+    seconds = steps * np.array([row["seconds_per_step"] for row in history])
     return {"seconds_per_step": round(float(seconds.sum() / steps.sum()), 5)} | {
         name: round(float((seconds * [row[name] for row in history]).sum() / seconds.sum()), 4)
         for name in _SHARES

@@ -26,7 +26,7 @@ from segdistill.training.distillation.inherit import inherit
 from segdistill.training.distillation.teaching import DistillationKnobs, FeatureTap, Teaching
 from segdistill.training.job import Job
 from segdistill.training.losses import supervised_loss
-from segdistill.training.patches import Batch, PatchSampler, TrainingCase, ahead, read_cases
+from segdistill.training.patches import Batch, PatchSampler, Small, TrainingCase, ahead, read_cases
 from segdistill.training.session import Session
 from segdistill.training.tracking import Tracker
 
@@ -56,6 +56,7 @@ def train(job: Job, session: Session) -> None:
         foreground_share=knobs["foreground_share"],
         flip_left_right=knobs["flip_left_right"],
         seed=job.seed,
+        small=Small.from_knobs(knobs, job.steps, plan),
     )
     latest = session.latest()
     teacher = _Teacher.of(job, plan, session, network)
@@ -119,13 +120,19 @@ def train(job: Job, session: Session) -> None:
         if average is not None:
             average.update_parameters(network)
         now = time.perf_counter()
-        curve.add(losses, data=loaded - began, teacher=taught - loaded, total=now - began)
+        curve.add(
+            losses,
+            samples=len(batch.image) * session.workers,
+            data=loaded - began,
+            teacher=taught - loaded,
+            total=now - began,
+        )
         began = now
 
         done = step + 1
         last = done == job.steps
         if done % LOG_STEPS == 0 or last:
-            row = curve.row(done, optimizer.param_groups[0]["lr"], knobs["batch_size"] * session.workers)
+            row = curve.row(done, optimizer.param_groups[0]["lr"])
             if done % knobs["validate_steps"] == 0 or last:
                 row["val_dice"] = validate(result, val_cases, plan) if session.rank == 0 else None
             history.append(row)
@@ -262,13 +269,13 @@ class _Curve:
         self._count = 0
         self._start, self._began, self._last_shown = start, time.perf_counter(), -math.inf
 
-    def add(self, losses: Mapping[str, Tensor], **seconds: float) -> None:
-        values = {name: float(value.detach()) for name, value in losses.items()} | seconds
+    def add(self, losses: Mapping[str, Tensor], **counts: float) -> None:
+        values = {name: float(value.detach()) for name, value in losses.items()} | counts
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
 
-    def row(self, step: int, rate: float, samples: int) -> dict[str, Any]:
+    def row(self, step: int, rate: float) -> dict[str, Any]:
         mean = {name: value / self._count for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         return {
@@ -277,7 +284,8 @@ class _Curve:
             **{name: round(mean.get(name, 0.0), 6) for name in TERMS},
             "val_dice": None,
             "learning_rate": rate,
-            "samples_per_second": round(samples / mean["total"], 3),
+            "seconds_per_step": round(mean["total"], 5),
+            "samples_per_second": round(mean["samples"] / mean["total"], 3),
             "data_share": round(mean["data"] / mean["total"], 4),
             "teacher_share": round(mean["teacher"] / mean["total"], 4),
             "student_share": round(1 - (mean["data"] + mean["teacher"]) / mean["total"], 4),

@@ -1,9 +1,10 @@
 """Training patches: which case, which place, the same for the same seed, step and worker."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,42 @@ class TrainingCase:
     image: np.ndarray
     label: np.ndarray
     soft: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Small:
+    """The small patches that a training starts with.
+
+    Growing the patches takes a fraction of the time of full ones all along: Fischer et al. 2024,
+    "Progressive Growing of Patch Size", arXiv 2407.07853; here in one step. With instance norm, the
+    patches of the last steps decide how much of a scan the network wants to see at once when it serves.
+
+    Attributes:
+        until: the step from which patches have the plan's size.
+        patch_size: until then, voxels.
+        batch_size: until then, patches per step and worker.
+    """
+
+    until: int
+    patch_size: tuple[int, int, int]
+    batch_size: int
+
+    @classmethod
+    def from_knobs(cls, knobs: Mapping[str, Any], steps: int, plan: Plan) -> "Small":
+        """As the ``training`` part of params.yaml says, for a training of so many steps.
+
+        Raises:
+            SegdistillError: the share lies outside of 0 to 1, or the network can't take the size.
+        """
+        share, size = float(knobs["small_share"]), tuple(knobs["small_patch_size"])
+        if not 0 <= share <= 1:
+            raise SegdistillError(f"params.yaml: training.small_share is {share}, not from 0 to 1.")
+        if len(size) != 3 or any(n < 1 or n % d for n, d in zip(size, plan.size_divisor, strict=True)):
+            raise SegdistillError(
+                f"params.yaml: training.small_patch_size is {list(size)}; it needs three multiples of "
+                f"{list(plan.size_divisor)}."
+            )
+        return cls(round(share * steps), size, int(knobs["small_batch_size"]))
 
 
 @dataclass(frozen=True)
@@ -103,10 +140,14 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 class PatchSampler:
-    """Draws batches of augmented patches.
+    """Draws batches of augmented patches, of the plan's size once the ``small`` ones are over.
 
     A share of the patches is centred on a voxel of a structure, each structure of the case equally
     often, so that hippocampus is met as often as cortex; the others lie anywhere.
+
+    Patches of a batch have one size, so a case that is smaller is padded. A patch that is alone in its
+    batch is no larger than its case (and what ``size_divisor`` asks), which is what ``whole`` mode gives
+    the network.
     """
 
     _CENTRES = 2000  # remembered voxels per case and structure
@@ -120,10 +161,12 @@ class PatchSampler:
         foreground_share: float,
         flip_left_right: bool,
         seed: int,
+        small: Small | None = None,
     ) -> None:
         self._cases = cases
-        self._size = plan.patch_size
-        self._batch_size = batch_size
+        self._full = (plan.patch_size, batch_size)
+        self._small = small
+        self._divisor = plan.size_divisor
         self._foreground_share = foreground_share
         self._seed = seed
         self._transform = augmentation(flip_left_right)
@@ -137,8 +180,10 @@ class PatchSampler:
         It depends on nothing but seed, step and worker, so a training that goes on from a checkpoint
         sees what it would have seen.
         """
+        small = self._small if self._small and step < self._small.until else None
+        size, count = (small.patch_size, small.batch_size) if small else self._full
         random = np.random.default_rng([self._seed, step, worker])
-        patches = [self._patch(random) for _ in range(self._batch_size)]
+        patches = [self._patch(size, random, alone=count == 1) for _ in range(count)]
         return Batch(
             image=torch.stack([patch["image"] for patch in patches]).float(),
             label=torch.stack([patch["label"][0] for patch in patches]).long(),
@@ -147,41 +192,38 @@ class PatchSampler:
             else None,
         )
 
-    def _patch(self, random: np.random.Generator) -> dict[str, Tensor]:
+    def _patch(
+        self, patch_size: tuple[int, int, int], random: np.random.Generator, *, alone: bool
+    ) -> dict[str, Tensor]:
         number = int(random.integers(len(self._cases)))
         case, centres = self._cases[number], self._centres[number]
         shape = case.label.shape
+        if alone:
+            patch_size = _fitted(patch_size, shape, self._divisor)
         if centres and random.random() < self._foreground_share:
             places = centres[int(random.integers(len(centres)))]
             centre = places[int(random.integers(len(places)))]
-            jitter = [int(random.integers(-size // 4, size // 4 + 1)) for size in self._size]
+            jitter = [int(random.integers(-size // 4, size // 4 + 1)) for size in patch_size]
             start = [
-                int(c) + j - size // 2 for c, j, size in zip(centre, jitter, self._size, strict=True)
+                int(c) + j - size // 2 for c, j, size in zip(centre, jitter, patch_size, strict=True)
             ]
         else:
             start = [
                 int(random.integers(max(1, n - size + 1)))
-                for n, size in zip(shape, self._size, strict=True)
+                for n, size in zip(shape, patch_size, strict=True)
             ]
         start = [
-            min(max(0, s), max(0, n - size)) for s, n, size in zip(start, shape, self._size, strict=True)
+            min(max(0, s), max(0, n - size)) for s, n, size in zip(start, shape, patch_size, strict=True)
         ]
-        window = tuple(slice(s, s + size) for s, size in zip(start, self._size, strict=True))
+        window = tuple(slice(s, s + size) for s, size in zip(start, patch_size, strict=True))
         patch = {
-            "image": self._padded(case.image[(slice(None), *window)].astype(np.float32), "edge"),
-            "label": self._padded(np.array(case.label[window])[None], "constant"),
+            "image": _padded(case.image[(slice(None), *window)].astype(np.float32), patch_size, "edge"),
+            "label": _padded(np.array(case.label[window])[None], patch_size, "constant"),
         }
         if case.soft is not None:
             # Beyond the scan's edge goes on what was at the edge, as in the image.
-            patch["soft"] = self._padded(np.array(case.soft[(slice(None), *window)]), "edge")
+            patch["soft"] = _padded(np.array(case.soft[(slice(None), *window)]), patch_size, "edge")
         return apply(self._transform, patch, random)
-
-    def _padded(self, array: np.ndarray, mode: str) -> np.ndarray:
-        short = [(0, size - n) for n, size in zip(array.shape[1:], self._size, strict=True)]
-        if not any(after for _, after in short):
-            return array
-        grown: np.ndarray = np.pad(array, [(0, 0), *short], mode=mode)  # type: ignore[call-overload]
-        return grown
 
     def _find_centres(self, case: TrainingCase, classes: int, number: int) -> list[np.ndarray]:
         random = np.random.default_rng([self._seed, 0xCE, number])
@@ -193,6 +235,24 @@ class PatchSampler:
                 chosen = random.choice(places, min(self._CENTRES, len(places)), replace=False)
                 found.append(np.stack(np.unravel_index(np.sort(chosen), case.label.shape), axis=1))
         return found
+
+
+def _fitted(
+    patch_size: tuple[int, int, int], shape: tuple[int, ...], divisor: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """The patch without what a small case doesn't fill, but for the rest that the network needs."""
+    x, y, z = (
+        min(size, -(-n // step) * step) for size, n, step in zip(patch_size, shape, divisor, strict=True)
+    )
+    return x, y, z
+
+
+def _padded(array: np.ndarray, patch_size: tuple[int, int, int], mode: str) -> np.ndarray:
+    short = [(0, size - n) for n, size in zip(array.shape[1:], patch_size, strict=True)]
+    if not any(after > 0 for _, after in short):
+        return array
+    grown: np.ndarray = np.pad(array, [(0, 0), *short], mode=mode)  # type: ignore[call-overload]
+    return grown
 
 
 def ahead(draw: Callable[[int], Batch], steps: range, depth: int = 2) -> Iterator[Batch]:
