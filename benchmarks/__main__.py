@@ -18,7 +18,8 @@ from segdistill.evaluation.machine import describe_machine
 from segdistill.files import write_json
 from segdistill.runtime.cpus import usable_cpus
 from segdistill.runtime.setting import Setting
-from segdistill.runtime.tune import Tolerance, tune
+from segdistill.runtime.tune import tune
+from segdistill.runtime.tuned import Tolerance
 from segdistill.volume import read_label_map, read_volume, turned, write_volume
 from tests.interop.environment import nnunet_python
 

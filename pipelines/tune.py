@@ -11,7 +11,8 @@ from segdistill.cohort.manifest import read_sites, take_turns
 from segdistill.files import SegdistillError, read_json, write_json
 from segdistill.registry.champion import fetch
 from segdistill.runtime.setting import Setting
-from segdistill.runtime.tune import Case, Tolerance, tune
+from segdistill.runtime.tune import Case, tune
+from segdistill.runtime.tuned import Tolerance
 from serving.build import check_receipt
 
 

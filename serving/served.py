@@ -8,7 +8,7 @@ from typing import Any
 from segdistill.files import SegdistillError, read_json
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.setting import Setting
-from segdistill.runtime.tune import chosen
+from segdistill.runtime.tuned import chosen
 
 RECORD = "served.json"
 TUNING = "tuning.json"

@@ -3,26 +3,31 @@
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Nothing about the use of this service leaves the machine.
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 
 import bentoml
-from bentoml._internal.utils.analytics import usage_stats
 from bentoml.validators import ContentType
 from starlette.responses import JSONResponse
 
 from segdistill.files import SegdistillError
-from segdistill.runtime.segment import Segmentation, Segmentator
 from serving.gate import UploadGate
 from serving.port import check_port
 from serving.served import find_served, find_setting, verified
 
+# What segmenting needs is imported where a worker starts: the process that watches over the workers
+# loads this module, too, and they wait for it.
+if TYPE_CHECKING:
+    from segdistill.runtime.segment import Segmentation
+
 # The command line has asked, and remembers the answer, before this module was loaded.
-usage_stats.do_not_track.cache_clear()
+if _stats := sys.modules.get("bentoml._internal.utils.analytics.usage_stats"):
+    _stats.do_not_track.cache_clear()
 
 log = logging.getLogger("bentoml.segdistill")
 LABELS = "labels.nii.gz"
@@ -72,6 +77,8 @@ class Service:
     """Serves exactly one sealed bundle; refuses to start on any other bytes."""
 
     def __init__(self) -> None:
+        from segdistill.runtime.segment import Segmentator
+
         bundle = verified(SERVED, FOLDER)
         setting, why = find_setting(SERVED, bundle)
         self.segmentator = Segmentator(bundle, setting=setting)
@@ -127,7 +134,7 @@ class Service:
             "notice": "Research use, not a medical device.",
         }
 
-    def _segment(self, scan: Path, labels: Path, ctx: bentoml.Context) -> Segmentation | JSONResponse:
+    def _segment(self, scan: Path, labels: Path, ctx: bentoml.Context) -> "Segmentation | JSONResponse":
         start = time.perf_counter()
         try:
             outcome = self.segmentator.segment_file(scan, labels)

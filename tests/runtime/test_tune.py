@@ -15,7 +15,8 @@ from segdistill.runtime import tune as tuning_module
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator, open_backend
 from segdistill.runtime.setting import Setting, processor
-from segdistill.runtime.tune import Case, Tolerance, candidates, chosen, main, tune
+from segdistill.runtime.tune import Case, candidates, main, tune
+from segdistill.runtime.tuned import Tolerance, chosen
 from segdistill.volume import read_volume, write_label_map
 from tests.onnx_models import ball_file, make_plan, threshold_bundle
 

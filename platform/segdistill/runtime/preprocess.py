@@ -17,7 +17,6 @@ from nibabel.orientations import (
     ornt_transform,
 )
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from segdistill.files import SegdistillError
 from segdistill.runtime import nnunet
@@ -246,6 +245,8 @@ def body(array: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.bool_]:
         array: (X, Y, Z) HU.
         spacing_mm: voxel size along each axis, mm.
     """
+    from scipy import ndimage  # as long to import as all the rest, and CT alone needs it
+
     steps = [max(1, int(_COARSE_MM / size)) for size in spacing_mm]
     dense = array[:: steps[0], :: steps[1], :: steps[2]] > _BODY_HU
     across = [

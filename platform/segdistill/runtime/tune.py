@@ -24,27 +24,12 @@ from segdistill.files import SegdistillError, write_json
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.setting import BackendName, Precision, Setting, has_openvino, processor
+from segdistill.runtime.tuned import DEFAULT, Tolerance
 from segdistill.volume import read_label_map
 
 _DECIMALS = 5
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How much Dice a setting may lose against the reference.
-
-    Attributes:
-        mean_loss: of the mean over structures; 0.002 is 0.2 points.
-        structure_loss: of any single structure.
-    """
-
-    mean_loss: float
-    structure_loss: float
-
-
-DEFAULT = Tolerance(mean_loss=0.002, structure_loss=0.005)
 
 
 @dataclass(frozen=True)
@@ -146,7 +131,7 @@ def tune(
             before.update(_dice(found, truth, names))
         now = _dice(found, truth, names)
         row |= _evidence(before, now) | costs
-        row["within"] = _within(row, tolerance)
+        row["within"] = tolerance.allows(row)
         rows.append(row)
         verdict = "" if row["within"] else ", outside the tolerance"
         progress(
@@ -169,47 +154,6 @@ def tune(
         "rows": rows,
         "choice": best["setting"],
     }
-
-
-def chosen(tuning: Mapping[str, Any], bundle: Bundle, source: str) -> tuple[Setting, str]:
-    """The setting to serve with, and a sentence that says why.
-
-    On another processor than the one it was measured on, the choice falls back to the fastest float32
-    setting that kept the Dice: float32 says the same everywhere.
-
-    Args:
-        tuning: from :func:`tune`, as read back.
-        bundle: the bundle that is served.
-        source: names the file in errors.
-
-    Raises:
-        SegdistillError: it is the tuning of another bundle, or its choice isn't among its own evidence.
-    """
-    try:
-        tolerance = Tolerance(**tuning["tolerance"])
-        rows = [row for row in tuning["rows"] if "refused" not in row and _within(row, tolerance)]
-        measured, digest, choice = tuning["processor"], tuning["bundle_digest"], tuning["choice"]
-    except (KeyError, TypeError) as error:
-        raise SegdistillError(f"{source}: not the result of tuning ({error!r}). Tune again.") from error
-    if digest != bundle.digest:
-        raise SegdistillError(
-            f"{source}: tuned for the bundle {digest[:12]}, not for {bundle.digest[:12]}. Tune again."
-        )
-    if choice not in [row["setting"] for row in rows]:
-        raise SegdistillError(f"{source}: its choice is not among what it measured. Tune again.")
-    here = processor()
-    if measured == here:
-        setting = Setting.from_json(choice, source)
-        return setting, f"{setting}: the fastest that kept the reference's Dice on this processor"
-    exact = [row for row in rows if row["setting"]["precision"] == "f32"]
-    if not exact:
-        raise SegdistillError(f"{source}: has no float32 row, which the reference is. Tune again.")
-    best = min(exact, key=lambda row: float(row["seconds"]))
-    setting = Setting.from_json(best["setting"], source)
-    return setting, (
-        f"{setting}: tuned on {measured['name']}, this is {here['name']}, so float32 it is. "
-        "'python -m segdistill.runtime.tune' chooses again"
-    )
 
 
 def _alone(
@@ -262,12 +206,6 @@ def _evidence(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str
         "worst_structure": worst,
         "worst_change": round(change[worst], _DECIMALS),
     }
-
-
-def _within(row: Mapping[str, Any], tolerance: Tolerance) -> bool:
-    return bool(
-        row["dice_change"] >= -tolerance.mean_loss and row["worst_change"] >= -tolerance.structure_loss
-    )
 
 
 def _say(line: str) -> None:
