@@ -278,6 +278,22 @@ def test_int8_network_says_nearly_the_same(tmp_path: Path) -> None:
         assert agreement(predict(image, PLAN, backend), exact) > 0.8
 
 
+def test_int8_is_calibrated_with_what_the_network_will_see(tmp_path: Path) -> None:
+    """A bright corner beyond the middle window counts in whole mode, and in windows it does not."""
+    export_onnx(_network().eval(), PLAN, tmp_path / "model.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 40, 40, 40)).astype(np.float32)
+    bright = image.copy()
+    bright[:, :4, :4, :4] += 50
+    made = {}
+    for mode in ("windows", "whole"):
+        for name, one in (("plain", image), ("bright", bright)):
+            path = tmp_path / f"{mode}-{name}.onnx"
+            quantise(tmp_path / "model.onnx", replace(PLAN, mode=mode), [one], path)
+            made[mode, name] = path.read_bytes()
+    assert made["windows", "plain"] == made["windows", "bright"]
+    assert made["whole", "plain"] != made["whole", "bright"]
+
+
 def test_nothing_to_calibrate_with_is_refused(tmp_path: Path) -> None:
     """Without a training case there is no int8 network, and the message says what to do."""
     with pytest.raises(SegdistillError, match="no training case"):

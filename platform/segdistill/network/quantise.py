@@ -36,13 +36,16 @@ def quantise(
         source: an ONNX file from :func:`~segdistill.network.export.export_onnx`.
         plan: the family's plan.
         images: (1, X, Y, Z) each, cases of the training split on the plan's grid; of each, the window in
-            its middle is taken.
+            its middle is taken, or all of it if the plan's mode is ``whole``.
         target: the file to write; whole or absent.
 
     Raises:
         SegdistillError: there are no images.
     """
-    windows = [_middle(image, plan.patch_size) for image in images]
+    whole = plan.mode == "whole"
+    windows = [
+        _middle(image, plan.divisible(image.shape[1:]) if whole else plan.patch_size) for image in images
+    ]
     if not windows:
         raise SegdistillError(f"{target}: no training case to calibrate int8 with. Prepare some.")
     head = [node.name for node in onnx.load(source).graph.node if _HEAD in node.name]

@@ -98,6 +98,11 @@ class Plan:
         """Label code of every output channel, background (0) first."""
         return (0, *(structure.code for structure in self.structures))
 
+    def divisible(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """The smallest multiples of ``size_divisor`` that hold (X, Y, Z) voxels."""
+        x, y, z = (-(-int(n) // step) * step for n, step in zip(shape, self.size_divisor, strict=True))
+        return x, y, z
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values, the same ones for equal plans; :meth:`from_json` reads it."""
         body = asdict(self)

@@ -186,7 +186,11 @@ def peak_bytes(volume: Volume, plan: Plan, activations: float = ACTIVATIONS) -> 
     native = float(np.prod(volume.array.shape))
     sizes_mm = np.array(volume.array.shape) * np.array(volume.spacing_mm)
     order = np.argsort(flips(volume, plan)[:, 0])
-    grid = np.maximum(np.ceil(sizes_mm[order] / np.array(plan.spacing_mm)), plan.patch_size)
+    grid = np.ceil(sizes_mm[order] / np.array(plan.spacing_mm))
+    if plan.mode == "whole":
+        grid = np.array(plan.divisible(tuple(grid)), float)
+    else:
+        grid = np.maximum(grid, plan.patch_size)
     seen = grid if plan.mode == "whole" else np.array(plan.patch_size)
     slab = grid if plan.mode == "whole" else np.array([plan.patch_size[0], *grid[1:]])
     network = 4 * seen.prod() * (activations + 2 * plan.channels_out)

@@ -57,11 +57,11 @@ def predict_slabs(
     """
     size = array.shape[1:]
     if plan.mode == "whole":
-        least = tuple(-(-n // step) * step for n, step in zip(size, plan.size_divisor, strict=True))
-        window = least
+        window = least = plan.divisible(size)
     else:
         window = plan.patch_size
-        least = tuple(max(n, patch) for n, patch in zip(size, window, strict=True))
+        x, y, z = (max(n, patch) for n, patch in zip(size, window, strict=True))
+        least = x, y, z
     padded = pad(array, least, plan.convention)
     before = [(n - old) // 2 for n, old in zip(least, size, strict=True)]
     x, y, z = (slice(b, b + n) for b, n in zip(before, size, strict=True))

@@ -164,9 +164,9 @@ class PatchSampler:
         small: Small | None = None,
     ) -> None:
         self._cases = cases
-        self._full = (plan.patch_size, batch_size)
+        self._batch_size = batch_size
         self._small = small
-        self._divisor = plan.size_divisor
+        self._plan = plan
         self._foreground_share = foreground_share
         self._seed = seed
         self._transform = augmentation(flip_left_right)
@@ -180,8 +180,9 @@ class PatchSampler:
         It depends on nothing but seed, step and worker, so a training that goes on from a checkpoint
         sees what it would have seen.
         """
-        small = self._small if self._small and step < self._small.until else None
-        size, count = (small.patch_size, small.batch_size) if small else self._full
+        size, count = self._plan.patch_size, self._batch_size
+        if self._small and step < self._small.until:
+            size, count = self._small.patch_size, self._small.batch_size
         random = np.random.default_rng([self._seed, step, worker])
         patches = [self._patch(size, random, alone=count == 1) for _ in range(count)]
         return Batch(
@@ -199,7 +200,8 @@ class PatchSampler:
         case, centres = self._cases[number], self._centres[number]
         shape = case.label.shape
         if alone:
-            patch_size = _fitted(patch_size, shape, self._divisor)
+            x, y, z = (min(*pair) for pair in zip(patch_size, self._plan.divisible(shape), strict=True))
+            patch_size = x, y, z
         if centres and random.random() < self._foreground_share:
             places = centres[int(random.integers(len(centres)))]
             centre = places[int(random.integers(len(places)))]
@@ -235,16 +237,6 @@ class PatchSampler:
                 chosen = random.choice(places, min(self._CENTRES, len(places)), replace=False)
                 found.append(np.stack(np.unravel_index(np.sort(chosen), case.label.shape), axis=1))
         return found
-
-
-def _fitted(
-    patch_size: tuple[int, int, int], shape: tuple[int, ...], divisor: tuple[int, int, int]
-) -> tuple[int, int, int]:
-    """The patch without what a small case doesn't fill, but for the rest that the network needs."""
-    x, y, z = (
-        min(size, -(-n // step) * step) for size, n, step in zip(patch_size, shape, divisor, strict=True)
-    )
-    return x, y, z
 
 
 def _padded(array: np.ndarray, patch_size: tuple[int, int, int], mode: str) -> np.ndarray:
