@@ -70,8 +70,9 @@ def paper_scale(given: argparse.Namespace, scan: Path, scratch: Path) -> dict[st
         ]
         whole = [
             pipelines.ours(
-                folding, f"ours, whole {precision}", Setting("openvino", precision, "whole", 0.5, 0)
+                member, f"ours, whole {precision}{norm}", Setting("openvino", precision, "whole", 0.5, 0)
             )
+            for member, norm in ((plain, ""), (folding, ", batch norm"))
             for precision in ("bf16", "int8")
         ]
         rows += pipelines.compare([*windows, *whole], scan, scratch, given.rounds, say)
