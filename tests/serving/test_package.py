@@ -116,3 +116,13 @@ def test_the_tuning_of_another_version_is_not_packaged(root: Path) -> None:
     write_json(root / "tuning.json", {"choice": {"backend": "openvino"}, "bundle_digest": "0" * 64})
     with pytest.raises(SegdistillError, match=r"tuning\.json: of another version"):
         build.package(root, champion, threads=1, max_body_mb=1.0, tuning=root / "tuning.json")
+
+
+def test_finding_what_is_served_imports_nothing_that_segmenting_needs() -> None:
+    """The process that watches over the workers, which wait for it, loads no engine and no reader."""
+    code = "import sys, serving.served; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    needed = {"nibabel", "scipy", "onnxruntime", "openvino", "segdistill.runtime.segment"}
+    assert not needed & set(done.stdout.split())

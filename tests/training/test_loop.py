@@ -199,15 +199,20 @@ def test_a_batch_depends_on_seed_step_and_worker_alone(tmp_path: Path) -> None:
         assert not torch.equal(first.image, other.image)
 
 
+def _cut(data: Path) -> None:
+    """Make all cases 10 x 24 x 12 voxels, smaller than a patch on two axes."""
+    for path in data.glob("*.image.npy"):
+        np.save(path, np.load(path)[:, :10, :, :12])
+    for path in data.glob("*.label.npy"):
+        np.save(path, np.load(path)[:10, :, :12])
+
+
 def test_patches_of_small_cases_are_padded_to_size(tmp_path: Path) -> None:
     """A case smaller than the patch still gives patches of the patch's size, padded with background."""
     job = toy_job(tmp_path)
     plan = Plan.read(Path(job.plan))
     data = Path(job.data)
-    for path in data.glob("*.image.npy"):
-        np.save(path, np.load(path)[:, :10, :, :12])
-    for path in data.glob("*.label.npy"):
-        np.save(path, np.load(path)[:10, :, :12])
+    _cut(data)
     sampler = PatchSampler(
         read_cases(data, "train"), plan, batch_size=3, foreground_share=0.5, flip_left_right=True, seed=0
     )
@@ -222,10 +227,7 @@ def test_a_patch_alone_is_no_larger_than_its_case(tmp_path: Path) -> None:
     job = toy_job(tmp_path)
     plan = Plan.read(Path(job.plan))
     data = Path(job.data)
-    for path in data.glob("*.image.npy"):
-        np.save(path, np.load(path)[:, :10, :, :12])
-    for path in data.glob("*.label.npy"):
-        np.save(path, np.load(path)[:10, :, :12])
+    _cut(data)
     sampler = PatchSampler(
         read_cases(data, "train"), plan, batch_size=1, foreground_share=0.5, flip_left_right=True, seed=0
     )
