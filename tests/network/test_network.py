@@ -15,8 +15,9 @@ from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import CARD, WEIGHTS, TorchBackend, read_model, write_model
 from segdistill.network.quantise import quantise
 from segdistill.network.unet import UNet, inference_parameters, macs, unfold_cells
-from segdistill.runtime.backend import OnnxBackend, OpenVinoBackend
+from segdistill.runtime.backend import OnnxBackend, OpenVinoBackend, as_float32
 from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.runtime.setting import processor
 from segdistill.runtime.windows import predict
 
 KNOBS = {
@@ -276,6 +277,28 @@ def test_int8_network_says_nearly_the_same(tmp_path: Path) -> None:
         OpenVinoBackend(tmp_path / "int8.onnx", precision="int8"),
     ):
         assert agreement(predict(image, PLAN, backend), exact) > 0.8
+
+
+def test_bf16_network_says_nearly_the_same(tmp_path: Path) -> None:
+    """In bfloat16, windows and whole volumes keep nearly every label, and logits to its 8 bits."""
+    if "avx512_bf16" not in processor()["features"]:
+        pytest.skip("this processor has no bf16")
+    export_onnx(_network(norm="instance").eval(), PLAN, tmp_path / "model.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 40, 32, 20)).astype(np.float32)
+    for mode in ("windows", "whole"):
+        plan = replace(PLAN, mode=mode)
+        exact = predict(image, plan, OnnxBackend(tmp_path / "model.onnx"))
+        rounded = predict(image, plan, OpenVinoBackend(tmp_path / "model.onnx", precision="bf16"))
+        assert agreement(rounded, exact) > 0.97
+        assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@given(values=st.lists(st.floats(width=32), min_size=1, max_size=50))
+def test_bfloat16_is_read_as_torch_reads_it(values: list[float]) -> None:
+    """The bits of any bfloat16, infinities and NaN too, become the same float32."""
+    rounded = torch.tensor(values).to(torch.bfloat16)
+    bits = rounded.view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(as_float32(bits), rounded.float().numpy())
 
 
 def test_int8_is_calibrated_with_what_the_network_will_see(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.__main__ import main
+from segdistill.runtime.preprocess import crop
 from segdistill.runtime.segment import STEPS, Segmentator, peak_bytes
-from segdistill.runtime.setting import Setting
+from segdistill.runtime.setting import Setting, processor
+from segdistill.runtime.windows import predict_slabs
 from segdistill.volume import (
     Volume,
     VolumeError,
@@ -114,16 +117,38 @@ def test_peak_grows_with_the_scan():
     large = Volume(np.broadcast_to(np.float32(0), (304, 304, 304)), np.eye(4))
     one, ten = (make_plan(count, mode="whole") for count in (1, 10))
     assert peak_bytes(large, one) > 10 * 304**3
-    assert peak_bytes(large, ten) - peak_bytes(large, one) >= 9 * 4 * 4 * 152**3
+    assert peak_bytes(large, ten) - peak_bytes(large, one) >= 9 * 2 * 4 * 152**3
     assert peak_bytes(large, one, 70.0) - peak_bytes(large, one, 20.0) == 50 * 4 * 152**3
+    halved = peak_bytes(large, one, 70.0, "bf16") - peak_bytes(large, one, 20.0, "bf16")
+    assert halved == 50 * 2 * 152**3
     assert peak_bytes(large, replace(ten, mode="windows")) < peak_bytes(large, ten) / 4
     assert peak_bytes(small, make_plan(1)) < 1e7
     assert peak_bytes(small, make_plan(1, mode="whole")) < peak_bytes(small, make_plan(1)) / 5
 
 
+_ALONE = """\
+import json, sys
+from pathlib import Path
+from segdistill.runtime.__main__ import peak_rss_mb
+from segdistill.runtime.bundle import Bundle
+from segdistill.runtime.segment import Segmentator
+from segdistill.runtime.setting import Setting, processor
+from segdistill.runtime.windows import predict_slabs
+folder, setting, scan, labels = sys.argv[1:]
+setting = Setting.from_json(json.loads(setting), "setting")
+Segmentator(Bundle.read(Path(folder)), setting=setting).segment_file(Path(scan), Path(labels))
+print(peak_rss_mb())
+"""
+
+
 @pytest.mark.parametrize("mode", ["windows", "whole"])
-def test_prediction_holds(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("backend", "precision"), [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16")]
+)
+def test_prediction_holds(tmp_path, mode, backend, precision):
     """A process takes no more memory for a large scan than was predicted, and not a tenth of it."""
+    if precision == "bf16" and "avx512_bf16" not in processor()["features"]:
+        pytest.skip("this processor has no bf16")
     bundle = threshold_bundle(
         tmp_path / "bundle",
         list(range(100, 500, 40)),
@@ -132,16 +157,64 @@ def test_prediction_holds(tmp_path, mode):
         spacing_mm=(0.8, 0.8, 0.8),
         patch_size=(64, 64, 64),
     )
+    setting = Setting(backend, precision, mode, 0.5, 0)
     peaks = {}
     for name, shape in {"small": (20, 20, 20), "large": (260, 240, 220)}.items():
         scan = ball_scan(shape, np.diag([0.8, 0.8, 0.8, 1.0]), radius_mm=min(shape) * 0.4)[0]
         write_volume(tmp_path / f"{name}.nii", scan.array, scan.affine)
-        done = run(bundle.folder, tmp_path / f"{name}.nii", tmp_path / "labels.nii")
+        words = [bundle.folder, json.dumps(setting.to_json()), tmp_path / f"{name}.nii"]
+        done = subprocess.run(
+            [sys.executable, "-c", _ALONE, *map(str, words), str(tmp_path / "labels.nii")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
-        peaks[name] = json.loads(done.stdout)["peak_rss_mb"] * 1e6
+        peaks[name] = float(done.stdout) * 1e6
     taken = peaks["large"] - peaks["small"] - scan.array.nbytes
-    predicted = peak_bytes(scan, bundle.plan, 1.0)
+    predicted = peak_bytes(scan, bundle.plan, 1.0, precision)
     assert predicted / 10 < taken < predicted
+
+
+def test_scan_is_let_go(tmp_path, monkeypatch):
+    """While the network runs, nothing holds on to the scan's voxels, nor to those of its crop."""
+    ball_file(tmp_path / "scan.nii.gz")
+    kept, alive = [], []
+
+    def read(path):
+        volume = read_volume(path)
+        kept.append(weakref.ref(volume.array))
+        return volume
+
+    def cut(volume, plan):
+        cropped = crop(volume, plan)
+        kept.append(weakref.ref(cropped.array))
+        return cropped
+
+    def network(array, plan, backend):
+        alive.extend(reference() for reference in kept)
+        return predict_slabs(array, plan, backend)
+
+    monkeypatch.setattr("segdistill.runtime.segment.read_volume", read)
+    monkeypatch.setattr("segdistill.runtime.segment.crop", cut)
+    monkeypatch.setattr("segdistill.runtime.segment.predict_slabs", network)
+    bundle = threshold_bundle(tmp_path / "bundle", spacing_mm=(1.0, 1.0, 1.0))
+    Segmentator(bundle).segment_file(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz")
+    assert alive == [None, None]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_engine_gives_its_memory_back(tmp_path, monkeypatch, backend):
+    """What an engine kept from the last scan is given back before the next one is refused."""
+    bundle = threshold_bundle(tmp_path / "bundle", mode="whole")
+    segmentator = Segmentator(bundle, setting=Setting(backend, "f32", "whole", 0.5, 1))
+    first, (scan, mask) = segmentator.backend, ball_scan()
+    free = iter([0.0, 1e9, 0.0, 0.0])
+    monkeypatch.setattr("segdistill.runtime.segment.available_bytes", lambda: next(free))
+    np.testing.assert_array_equal(segmentator.segment(scan).labels, mask)
+    assert segmentator.backend is not first
+    with pytest.raises(SegdistillError, match=r"0\.0 GB are free"):
+        segmentator.segment(scan)
 
 
 def test_whole_volume_that_does_not_fit(tmp_path, monkeypatch):

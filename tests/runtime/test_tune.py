@@ -16,7 +16,7 @@ from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator, open_backend
 from segdistill.runtime.setting import Setting, processor
 from segdistill.runtime.tune import Case, candidates, main, tune
-from segdistill.runtime.tuned import Tolerance, chosen
+from segdistill.runtime.tuned import Tolerance, best, chosen
 from segdistill.volume import read_volume, write_label_map
 from tests.onnx_models import ball_file, make_plan, threshold_bundle
 
@@ -116,7 +116,7 @@ def test_every_combination_is_a_candidate_once() -> None:
 
 
 def test_tuning_measures_and_chooses(bundle: Bundle, case: Case, tmp_path: Path) -> None:
-    """Every row has its evidence, the choice is the fastest within the tolerance, and it can be read."""
+    """Every row has its evidence, the choice is about the fastest within the tolerance, and can be read."""
     said: list[str] = []
     found = json.loads(json.dumps(tune(bundle.folder, [case], progress=said.append)))
     rows = [row for row in found["rows"] if "refused" not in row]
@@ -125,13 +125,28 @@ def test_tuning_measures_and_chooses(bundle: Bundle, case: Case, tmp_path: Path)
     assert rows[0]["dice_change"] == 0.0
     assert rows[0]["dice"] == pytest.approx(1.0)
     assert all(row["seconds"] > 0 and row["peak_rss_mb"] > 10 for row in rows)
-    fastest = min((row for row in rows if row["within"]), key=lambda row: row["seconds"])
-    assert found["choice"] == fastest["setting"]
+    fastest = min(row["seconds"] for row in rows if row["within"])
+    assert any(
+        found["choice"] == row["setting"] and row["within"] and row["seconds"] <= 1.05 * fastest
+        for row in rows
+    )
     assert {row["setting"]["threads"] for row in rows} == {0, 1}
     setting, why = chosen(found, bundle, "tuning.json")
     assert setting.to_json() == found["choice"]
     assert "fastest" in why
     assert len(said) == len(found["rows"])
+
+
+def test_a_tie_goes_to_the_smaller_loss() -> None:
+    """Of settings that are about as fast, the one that loses least is taken; a slower one never is."""
+    rows = [
+        {"name": "int8", "seconds": 0.120, "dice_change": -0.0014},
+        {"name": "bf16", "seconds": 0.123, "dice_change": -0.0001},
+        {"name": "f32", "seconds": 0.150, "dice_change": 0.0},
+    ]
+    assert best(rows)["name"] == "bf16"
+    assert best(rows[::2])["name"] == "int8"
+    assert best([rows[1], rows[1] | {"name": "quicker", "seconds": 0.121}])["name"] == "quicker"
 
 
 def test_scans_without_labels_are_measured_against_the_reference(

@@ -17,15 +17,28 @@ INPUT = "scan"
 OUTPUT = "logits"
 
 
-class Backend(Protocol):
-    """Runs a network: (1, 1, X, Y, Z) float32 to (1, K, X, Y, Z) float32 logits."""
+# Scores, float32; or uint16 that are the bits of bfloat16, which NumPy doesn't have. See as_float32.
+Logits = NDArray[np.float32] | NDArray[np.uint16]
 
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+
+class Backend(Protocol):
+    """Runs a network: (1, 1, X, Y, Z) float32 to (1, K, X, Y, Z) logits."""
+
+    def __call__(self, x: NDArray[np.float32]) -> Logits:
         """Logits of a window; X, Y and Z are multiples of the plan's ``size_divisor``.
 
         The caller may change them, and has them until its thread's next call.
         """
         ...
+
+
+def as_float32(logits: Logits) -> NDArray[np.float32]:
+    """Logits in float32; exact, bfloat16 is its upper half."""
+    if logits.dtype != np.uint16:
+        return logits  # type: ignore[return-value]
+    bits = logits.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 class OnnxBackend:
@@ -101,7 +114,12 @@ class OpenVinoBackend:
             "ENABLE_CPU_PINNING": False,  # two services must not share the first cores
         }
         try:
-            self._network = core.compile_model(str(path), "CPU", settings)
+            model = core.read_model(str(path))
+            if precision == "bf16":  # as the last layer gives them: half the memory, the same values
+                ends = openvino.preprocess.PrePostProcessor(model)
+                ends.output(0).tensor().set_element_type(openvino.Type.bf16)
+                model = ends.build()
+            self._network = core.compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO's errors are plain RuntimeErrors and others
             raise SegdistillError(
                 f"{path}: not a network that OpenVINO can run ({str(error).strip()[-200:]}). "
@@ -111,16 +129,19 @@ class OpenVinoBackend:
         found = [
             (port.any_name, port.element_type.get_type_name(), len(port.partial_shape)) for port in ports
         ]
-        if found != [(INPUT, "f32", 5), (OUTPUT, "f32", 5)]:
+        given = "bf16" if precision == "bf16" else "f32"
+        if found != [(INPUT, "f32", 5), (OUTPUT, given, 5)]:
             raise _unfit(path, found)
         self._own = threading.local()  # requests, one per calling thread
 
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z)."""
+    def __call__(self, x: NDArray[np.float32]) -> Logits:
+        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z); in ``bf16`` as uint16."""
         if not hasattr(self._own, "request"):
             self._own.request = self._network.create_infer_request()
         found = self._own.request.infer({0: x}, share_inputs=True, share_outputs=True)
         logits: NDArray[np.float32] = found[0]
+        if logits.itemsize == 2:  # OpenVINO calls them float16
+            return logits.view(np.uint16)
         return logits
 
 

@@ -104,6 +104,21 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
+class Cropped:
+    """A scan's content in the plan's orientation, at the scan's voxel size.
+
+    Attributes:
+        array: (X, Y, Z) float32, a copy.
+        inside: (X, Y, Z) bool, the voxels that count as content.
+        geometry: the way back to the scan's grid.
+    """
+
+    array: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    geometry: Geometry
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A scan as the network sees it.
 
@@ -116,13 +131,12 @@ class Prepared:
     geometry: Geometry
 
 
-def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared:
-    """Orient, crop to the content, normalise and resample a scan.
+def preprocess(volume: Volume, plan: Plan) -> Prepared:
+    """Orient, crop to the content, normalise and resample a scan: :func:`crop`, then :func:`to_grid`.
 
     Args:
         volume: a scan that passed :func:`~segdistill.volume.check_volume`.
         plan: the family's plan.
-        step: opened as a context around each step, with its name, for timing.
 
     Returns:
         The scan on the plan's grid. It may be smaller than a patch: padding is the windows' part.
@@ -130,37 +144,59 @@ def preprocess(volume: Volume, plan: Plan, step: Step = nullcontext) -> Prepared
     Raises:
         SegdistillError: the scan has no foreground.
     """
-    with step("orient_crop"):
-        turns = flips(volume, plan)
-        oriented = apply_orientation(volume.array, turns)
-        order = np.argsort(turns[:, 0])  # the scan's axes, one for each of the plan's
-        spacing = tuple(volume.spacing_mm[axis] for axis in order)
-        mask = foreground(oriented, plan.foreground, spacing)
-        margin_mm = _MARGIN_MM if plan.foreground != "nonzero" else 0.0
-        speckle = _SPECKLE if plan.foreground == "above_mean" else 0.0
-        crop = tuple(
-            _content(counts, speckle, int(np.ceil(margin_mm / size)))
-            for counts, size in zip(slice_counts(mask), spacing, strict=True)
-        )
-        size_on_grid = nnunet.grid_size if plan.convention == "nnunet" else target_size
-        geometry = Geometry(
-            scan_shape=_three(volume.array.shape),
-            scan_affine=volume.affine,
-            flips=turns,
-            crop=_three(crop),
-            spacing_mm=_three(spacing),
-            grid_mm=plan.spacing_mm,
-            grid_shape=_three(
-                size_on_grid(stop - start, size, target)
-                for (start, stop), size, target in zip(crop, spacing, plan.spacing_mm, strict=True)
-            ),
-            convention=plan.convention,
-        )
-        content = _copy(oriented[geometry.slices]).astype(np.float32, copy=False)
-        inside = _copy(mask[geometry.slices])
-        del mask
+    return to_grid(crop(volume, plan), plan)
+
+
+def crop(volume: Volume, plan: Plan) -> Cropped:
+    """Orient a scan and crop it to its content. The scan isn't needed afterwards.
+
+    Args:
+        volume: as of :func:`preprocess`.
+        plan: the family's plan.
+
+    Raises:
+        SegdistillError: the scan has no foreground.
+    """
+    turns = flips(volume, plan)
+    oriented = apply_orientation(volume.array, turns)
+    order = np.argsort(turns[:, 0])  # the scan's axes, one for each of the plan's
+    spacing = tuple(volume.spacing_mm[axis] for axis in order)
+    mask = foreground(oriented, plan.foreground, spacing)
+    margin_mm = _MARGIN_MM if plan.foreground != "nonzero" else 0.0
+    speckle = _SPECKLE if plan.foreground == "above_mean" else 0.0
+    bounds = tuple(
+        _content(counts, speckle, int(np.ceil(margin_mm / size)))
+        for counts, size in zip(slice_counts(mask), spacing, strict=True)
+    )
+    size_on_grid = nnunet.grid_size if plan.convention == "nnunet" else target_size
+    geometry = Geometry(
+        scan_shape=_three(volume.array.shape),
+        scan_affine=volume.affine,
+        flips=turns,
+        crop=_three(bounds),
+        spacing_mm=_three(spacing),
+        grid_mm=plan.spacing_mm,
+        grid_shape=_three(
+            size_on_grid(stop - start, size, target)
+            for (start, stop), size, target in zip(bounds, spacing, plan.spacing_mm, strict=True)
+        ),
+        convention=plan.convention,
+    )
+    content = _copy(oriented[geometry.slices]).astype(np.float32, copy=False)
+    return Cropped(content, _copy(mask[geometry.slices]), geometry)
+
+
+def to_grid(cropped: Cropped, plan: Plan, step: Step = nullcontext) -> Prepared:
+    """Normalise a scan's content, in place, and resample it to the plan's grid.
+
+    Args:
+        cropped: from :func:`crop`; its ``array`` is changed.
+        plan: the family's plan.
+        step: opened as a context around each step, with its name, for timing.
+    """
+    geometry = cropped.geometry
     with step("normalise"):
-        content = normalise(content, inside, plan.normalisation)
+        content = normalise(cropped.array, cropped.inside, plan.normalisation)
     with step("resample"):
         weights = geometry.to_grid(antialias=True)
         if plan.convention == "nnunet":

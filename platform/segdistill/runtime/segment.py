@@ -1,7 +1,7 @@
 """The whole way at the bedside: a scan in, a label map on its own grid and volumes in ml out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,10 @@ from segdistill.files import SegdistillError
 from segdistill.runtime.backend import Backend, OnnxBackend, OpenVinoBackend
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
-from segdistill.runtime.preprocess import flips, preprocess
+from segdistill.runtime.preprocess import crop, flips, to_grid
 from segdistill.runtime.restore import Restorer
-from segdistill.runtime.setting import Setting
-from segdistill.runtime.windows import predict_slabs
+from segdistill.runtime.setting import Precision, Setting
+from segdistill.runtime.windows import SLAB, predict_slabs
 from segdistill.volume import Volume, read_volume, write_label_map
 from segdistill.volume.memory import available_bytes
 
@@ -83,6 +83,7 @@ class Segmentator:
         self.bundle = bundle
         self.setting = setting or Setting.reference(bundle.plan, threads)
         self.plan = self.setting.applied_to(bundle.plan)
+        self._given = backend is not None
         self.backend: Backend = backend or open_backend(bundle, self.setting)
         self._reference: Backend | None = None
 
@@ -92,7 +93,7 @@ class Segmentator:
         Raises:
             SegdistillError: no content in the scan, or too little memory for it.
         """
-        return self._segment(volume, _Clock())
+        return self._segment(lambda: volume, _Clock())[0]
 
     def segment_file(self, scan: Path, labels: Path) -> Segmentation:
         """Segment the file ``scan`` and write the label map to ``labels``, on the same grid.
@@ -103,16 +104,26 @@ class Segmentator:
             SegdistillError: as :meth:`segment`; or the disk is full.
         """
         clock = _Clock()
-        with clock("read"):
-            volume = read_volume(scan)
-        outcome = self._segment(volume, clock)
+
+        def read() -> Volume:
+            with clock("read"):
+                return read_volume(scan)
+
+        outcome, grid = self._segment(read, clock)
         with clock("write"):
-            write_label_map(labels, outcome.labels, volume)
+            write_label_map(labels, outcome.labels, grid)
         return outcome
 
-    def _segment(self, volume: Volume, clock: _Clock) -> Segmentation:
+    def _segment(self, read: Callable[[], Volume], clock: _Clock) -> tuple[Segmentation, Volume]:
+        """Segment what ``read`` gives; also the scan without its voxels, which nothing holds on to."""
+        volume = read()
         plan, backend = self._fitting(volume)
-        prepared = preprocess(volume, plan, clock)
+        with clock("orient_crop"):
+            cropped = crop(volume, plan)
+        grid = volume.emptied()
+        del volume
+        prepared = to_grid(cropped, plan, clock)
+        del cropped
         restorer = Restorer(prepared.geometry, plan)
         slabs = predict_slabs(prepared.array, plan, backend)
         while True:
@@ -122,33 +133,47 @@ class Segmentator:
                 break
             with clock("restore"):
                 restorer.add(slab)
-        voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
+        voxel_ml = abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000
         volumes = {
             entry.name: float(count * voxel_ml)
             for entry, count in zip(plan.structures, restorer.voxels[1:], strict=True)
         }
-        return Segmentation(restorer.labels, volumes, clock.timings)
+        return Segmentation(restorer.labels, volumes, clock.timings), grid
 
     def _fitting(self, volume: Volume) -> tuple[Plan, Backend]:
         """What runs a scan: the setting, or the reference where the whole volume doesn't fit."""
-        activations = float(self.bundle.provenance.get("activations", ACTIVATIONS))
+        needed = self._needed(volume, self.setting)
+        if needed <= available_bytes():
+            return self.plan, self.backend
+        self._give_back()
         free = available_bytes()
-        needed = peak_bytes(volume, self.plan, activations)
         if needed <= free:
             return self.plan, self.backend
         if self.plan.mode == "whole" and self.bundle.plan.mode == "windows":
             # Not this setting's windows: nobody has validated those.
-            needed = peak_bytes(volume, self.bundle.plan, activations)
+            reference = Setting.reference(self.bundle.plan, self.setting.threads)
+            needed = self._needed(volume, reference)
             if needed <= free:
                 if self._reference is None:
-                    setting = Setting.reference(self.bundle.plan, self.setting.threads)
-                    self._reference = open_backend(self.bundle, setting)
+                    self._reference = open_backend(self.bundle, reference)
                 return self.bundle.plan, self._reference
         raise SegdistillError(
             f"the scan, {_by(volume.array.shape)} voxels of {_by(volume.spacing_mm)} mm, needs "
             f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. Free some, or "
             "crop the scan to the part that matters."
         )
+
+    def _needed(self, volume: Volume, setting: Setting) -> float:
+        activations = float(self.bundle.provenance.get("activations", ACTIVATIONS))
+        plan = setting.applied_to(self.bundle.plan)
+        return peak_bytes(volume, plan, activations, setting.precision)
+
+    def _give_back(self) -> None:
+        """Open the engines anew: they keep, for the next scan, what the largest one so far took."""
+        self._reference = None
+        if not self._given:
+            del self.backend
+            self.backend = open_backend(self.bundle, self.setting)
 
 
 def open_backend(bundle: Bundle, setting: Setting) -> Backend:
@@ -169,19 +194,22 @@ def open_backend(bundle: Bundle, setting: Setting) -> Backend:
     return OnnxBackend(path, setting.threads)
 
 
-def peak_bytes(volume: Volume, plan: Plan, activations: float = ACTIVATIONS) -> float:
+def peak_bytes(
+    volume: Volume, plan: Plan, activations: float = ACTIVATIONS, precision: Precision = "f32"
+) -> float:
     """An upper estimate of what segmenting takes beyond the scan itself, in bytes.
 
     As if nothing were cropped. Per voxel of the scan: its content, once more when it is turned round in
     memory (8 bytes), and two masks before the network; the label map and the indices it is made of
-    after it (4 bytes). Per voxel of the plan's grid: the input, once more where it is padded. Logits:
-    twice for one window's depth of the grid, in ``whole`` mode of all of it. And the network's
-    activations for what it sees at once.
+    after it (4 bytes). Per voxel of the plan's grid: the input, once more where it is padded. Logits of
+    what is restored at a time, twice; in ``windows`` those of a window's depth. And for what the network
+    sees at once, its activations and logits, in bfloat16 where that is the precision.
 
     Args:
         volume: the scan.
         plan: the family's plan, with the mode that is run.
-        activations: float32 values that the network holds at once per input voxel.
+        activations: values that the network holds at once per input voxel.
+        precision: of the network.
     """
     native = float(np.prod(volume.array.shape))
     sizes_mm = np.array(volume.array.shape) * np.array(volume.spacing_mm)
@@ -192,9 +220,10 @@ def peak_bytes(volume: Volume, plan: Plan, activations: float = ACTIVATIONS) -> 
     else:
         grid = np.maximum(grid, plan.patch_size)
     seen = grid if plan.mode == "whole" else np.array(plan.patch_size)
-    slab = grid if plan.mode == "whole" else np.array([plan.patch_size[0], *grid[1:]])
-    network = 4 * seen.prod() * (activations + 2 * plan.channels_out)
-    logits = 4 * slab.prod() * 2 * plan.channels_out
+    depth = min(SLAB, grid[0]) if plan.mode == "whole" else plan.patch_size[0]
+    value = 2 if precision == "bf16" else 4
+    network = value * seen.prod() * (activations + 2 * plan.channels_out)
+    logits = 4 * depth * grid[1:].prod() * 2 * plan.channels_out
     return float(max(10 * native, 4 * native + network + logits) + 8 * grid.prod())
 
 

@@ -24,7 +24,7 @@ from segdistill.files import SegdistillError, write_json
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.setting import BackendName, Precision, Setting, has_openvino, processor
-from segdistill.runtime.tuned import DEFAULT, Tolerance
+from segdistill.runtime.tuned import DEFAULT, Tolerance, best
 from segdistill.volume import read_label_map
 
 _DECIMALS = 5
@@ -144,7 +144,6 @@ def tune(
         measure(setting)
     for row in [row for row in rows if row["within"]]:
         measure(Setting(**{**row["setting"], "threads": 1}))
-    best = min((row for row in rows if row["within"]), key=lambda row: float(row["seconds"]))
     return {
         "bundle_digest": bundle.digest,
         "processor": processor(),
@@ -152,7 +151,7 @@ def tune(
         "cases": len(cases),
         "labelled": sum(case.labels is not None for case in cases),
         "rows": rows,
-        "choice": best["setting"],
+        "choice": best([row for row in rows if row["within"]])["setting"],
     }
 
 

@@ -3,7 +3,7 @@
 The service reads this before its workers start, so nothing here imports what segmenting needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,15 @@ class Tolerance:
 
 
 DEFAULT = Tolerance(mean_loss=0.002, structure_loss=0.005)
+
+_TIE = 1.05  # times as long as the fastest: no difference that another measurement would confirm
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The fastest row; where others are about as fast, the one of them that loses the least Dice."""
+    bound = _TIE * min(float(row["seconds"]) for row in rows)
+    about = [row for row in rows if float(row["seconds"]) <= bound]
+    return max(about, key=lambda row: (float(row["dice_change"]), -float(row["seconds"])))
 
 
 def chosen(tuning: Mapping[str, Any], bundle: Bundle, source: str) -> tuple[Setting, str]:
@@ -67,8 +76,7 @@ def chosen(tuning: Mapping[str, Any], bundle: Bundle, source: str) -> tuple[Sett
     exact = [row for row in rows if row["setting"]["precision"] == "f32"]
     if not exact:
         raise SegdistillError(f"{source}: has no float32 row, which the reference is. Tune again.")
-    best = min(exact, key=lambda row: float(row["seconds"]))
-    setting = Setting.from_json(best["setting"], source)
+    setting = Setting.from_json(best(exact)["setting"], source)
     return setting, (
         f"{setting}: tuned on {measured['name']}, this is {here['name']}, so float32 it is. "
         "'python -m segdistill.runtime.tune' chooses again"

@@ -7,11 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
-from segdistill.runtime.backend import Backend
+from segdistill.runtime.backend import Backend, Logits, as_float32
 from segdistill.runtime.plan import Convention, Plan
 
 # Of the window size; nnU-Net's value (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
 _SIGMA = 1 / 8
+
+SLAB = 16  # planes of logits that ``whole`` mode gives at a time
 
 
 def predict(array: NDArray[np.float32], plan: Plan, backend: Backend) -> NDArray[np.float32]:
@@ -38,7 +40,8 @@ def predict_slabs(
     sum to one, so the result is one running sum. ``whole``: one pass.
 
     Windows go along the first axis last, so the planes that no later window reaches are final. Logits
-    are kept for one window's depth, however large the volume; in ``whole`` mode there is one slab.
+    are kept for one window's depth, however large the volume. ``whole`` mode gives :data:`SLAB` planes
+    at a time, so that logits that a backend has in bfloat16 are never all there in float32.
 
     Volumes smaller than a window (``windows``), or not a multiple of ``size_divisor`` (``whole``),
     are padded by :func:`pad`, and the padding is cut off again.
@@ -66,7 +69,9 @@ def predict_slabs(
     before = [(n - old) // 2 for n, old in zip(least, size, strict=True)]
     x, y, z = (slice(b, b + n) for b, n in zip(before, size, strict=True))
     if window == least:
-        yield _run(backend, padded, plan)[:, x, y, z]
+        logits = _run(backend, padded, plan)[:, x, y, z]
+        for start in range(0, size[0], SLAB):
+            yield as_float32(logits[:, start : start + SLAB])
         return
     sums = np.zeros((plan.channels_out, window[0], *least[1:]), np.float32)
     first = 0  # plane of the volume that the sums begin at
@@ -77,7 +82,7 @@ def predict_slabs(
             sums[:, : window[0] - final] = sums[:, final:]
             sums[:, window[0] - final :] = 0
             first = where[0].start
-        out = _run(backend, padded[(slice(None), *where)], plan)
+        out = as_float32(_run(backend, padded[(slice(None), *where)], plan))
         if not out.flags.writeable:
             out = out.copy()
         out *= weight
@@ -136,7 +141,7 @@ def _weighted_windows(
         yield (x[0], y[0], z[0]), weight
 
 
-def _run(backend: Backend, part: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+def _run(backend: Backend, part: NDArray[np.float32], plan: Plan) -> Logits:
     out = backend(np.ascontiguousarray(part[None]))
     expected = (1, plan.channels_out, *part.shape[1:])
     if out.shape != expected:
@@ -144,5 +149,5 @@ def _run(backend: Backend, part: NDArray[np.float32], plan: Plan) -> NDArray[np.
             f"the network gave {out.shape}, the plan needs {expected}: model.onnx and plan.json don't "
             "belong together. Export the bundle again."
         )
-    logits: NDArray[np.float32] = out[0]
+    logits: Logits = out[0]
     return logits

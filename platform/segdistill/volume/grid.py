@@ -1,6 +1,6 @@
 """What a volume is, and what makes one fit to be segmented."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,10 @@ class Volume:
     def orientation(self) -> str:
         """Nearest anatomical direction of each array axis, e.g. ``RAS`` or ``LPS``."""
         return "".join(aff2axcodes(self.affine))
+
+    def emptied(self) -> "Volume":
+        """The same grid and header without the voxels: zeros that take no memory."""
+        return replace(self, array=np.broadcast_to(np.zeros((), self.array.dtype), self.array.shape))
 
 
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
