@@ -116,7 +116,7 @@ def test_every_combination_is_a_candidate_once() -> None:
 
 
 def test_tuning_measures_and_chooses(bundle: Bundle, case: Case, tmp_path: Path) -> None:
-    """Every row has its evidence, the choice is about the fastest within the tolerance, and can be read."""
+    """Every row has its evidence; the choice is about the fastest within the tolerance and readable."""
     said: list[str] = []
     found = json.loads(json.dumps(tune(bundle.folder, [case], progress=said.append)))
     rows = [row for row in found["rows"] if "refused" not in row]
