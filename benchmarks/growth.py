@@ -33,7 +33,7 @@ def grow(
         affine = make_scan(scan, shape)
         costs = compare([ours(member, "grown", setting)], scan, scratch, 1, say)[0]
         stand_in = Volume(np.broadcast_to(np.float32(0), shape), affine)
-        needed = peak_bytes(stand_in, plan, activations) + 4 * stand_in.array.size
+        needed = peak_bytes(stand_in, plan, activations, setting.precision) + 4 * stand_in.array.size
         if not rows:  # what the process holds before any scan
             base = costs["peak_rss_mb"] - needed / 1e6
         rows.append(

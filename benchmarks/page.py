@@ -47,12 +47,14 @@ def _paper_scale(body: Row) -> dict[str, str]:
     rows = body["rows"]
     base = _find(rows, "teacher", "nnU-Net")["cpu_seconds"]
     costs = ["scans", "s", "CPU s", "peak MB"]
-    head = ["member", "pipeline", *costs, "teacher in nnU-Net", "same in nnU-Net"]
+    compared = ["teacher in nnU-Net", "same in nnU-Net", "of the teacher's CPU", "around the network"]
+    head = ["member", "pipeline", *costs, *compared]
     table = []
     for row in rows:
         own = _find(rows, row["member"], "nnU-Net")["cpu_seconds"]
         times = (f"{there / row['cpu_seconds']:.1f} x" for there in (base, own))
-        table.append([row["member"], row["pipeline"], str(row["scans"]), *_costs(row), *times])
+        name = [row["member"], row["pipeline"]]
+        table.append([*name, str(row["scans"]), *_costs(row), *times, *_shares(row, rows)])
     same = [row for row in rows if "same_labels_as_nnunet" in row]
     return {
         "rows": _markdown(head, table),
@@ -63,19 +65,7 @@ def _paper_scale(body: Row) -> dict[str, str]:
 
 def _trained(body: Row) -> dict[str, str]:
     rows = body["rows"]
-    table = []
-    for row in rows:
-        teacher = _find(rows, "teacher", row["pipeline"])["cpu_seconds"]
-        steps = row["cpu_by_step"]
-        table.append(
-            [
-                row["member"],
-                row["pipeline"],
-                *_costs(row),
-                "" if row["member"] == "teacher" else f"{row['cpu_seconds'] / teacher - 1:.1%}",
-                f"{1 - steps['network'] / sum(steps.values()):.0%}" if steps else "",
-            ]
-        )
+    table = [[row["member"], row["pipeline"], *_costs(row), *_shares(row, rows)] for row in rows]
     head = ["member", "pipeline", "s", "CPU s", "peak MB", "of the teacher's CPU", "around the network"]
     tuned = []
     for name in (name for name in WIDTHS if name in body["tunings"]):
@@ -113,6 +103,16 @@ def _trained(body: Row) -> dict[str, str]:
         "operations": _operations(body["operations"]),
         "packing": _markdown(["", "library", "level", "kB", "CPU ms"], packed),
     }
+
+
+def _shares(row: Row, rows: Sequence[Row]) -> list[str]:
+    """CPU time against the teacher's in the same pipeline, and the share of it around the network."""
+    teacher = _find(rows, "teacher", row["pipeline"])["cpu_seconds"]
+    steps = row["cpu_by_step"]
+    return [
+        "" if row["member"] == "teacher" else f"{row['cpu_seconds'] / teacher - 1:.1%}",
+        f"{1 - steps['network'] / sum(steps.values()):.0%}" if steps else "",
+    ]
 
 
 def _operations(body: Row) -> str:
