@@ -52,13 +52,16 @@ def test_process_that_ends(tmp_path):
 
 
 def test_page(tmp_path, monkeypatch):
-    """The page has a row per pipeline, with how much less CPU it takes than nnU-Net's predictor."""
+    """A row compares its CPU time with nnU-Net's and the teacher's, and says what is not the network."""
+    steps = {**dict.fromkeys(STEPS, 0.0), "read": 0.5, "network": 1.5}
     costs = {"scans": 1, "seconds": 2.0, "peak_rss_mb": 900, "cpu_by_step": {}}
     rows = [
         {"member": "teacher", "pipeline": "nnU-Net", "cpu_seconds": 120.0, **costs},
+        {"member": "teacher", "pipeline": "ours, whole int8", "cpu_seconds": 8.0, **costs},
         {"member": "student-x4", "pipeline": "nnU-Net", "cpu_seconds": 24.0, **costs},
         {"member": "student-x4", "pipeline": "ours, whole int8", "cpu_seconds": 2.0, **costs},
     ]
+    rows[-1]["cpu_by_step"] = steps
     speed = {"machine": 4e11, "student-x4": {"operations_per_second": 1e11}}
     results = {
         "machine": {"cpu": "c", "cores": 2, "memory_gib": 8, "onnxruntime": "1", "monai": "1"},
@@ -67,6 +70,7 @@ def test_page(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     page.write(results, tmp_path)
     text = (tmp_path / "page.md").read_text()
-    assert "| student-x4 | ours, whole int8 | 1 | 2.00 | 2.00 | 900 | 60.0 x | 12.0 x |" in text
+    row = "| student-x4 | ours, whole int8 | 1 | 2.00 | 2.00 | 900 | 60.0 x | 12.0 x | -75.0% | 25% |"
+    assert row in text
     assert "| bf16 | 400 | 100 (25%) |" in text
     assert "The trained family" not in text
