@@ -17,7 +17,7 @@ from segdistill.network.quantise import quantise
 from segdistill.network.unet import UNet, inference_parameters, macs, unfold_cells
 from segdistill.runtime.backend import OnnxBackend, OpenVinoBackend, as_float32
 from segdistill.runtime.plan import Normalisation, Plan, Structure
-from segdistill.runtime.setting import processor
+from segdistill.runtime.setting import Precision, processor
 from segdistill.runtime.windows import predict
 
 KNOBS = {
@@ -291,6 +291,41 @@ def test_bf16_network_says_nearly_the_same(tmp_path: Path) -> None:
         rounded = predict(image, plan, OpenVinoBackend(tmp_path / "model.onnx", precision="bf16"))
         assert agreement(rounded, exact) > 0.97
         assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])
+def test_large_inputs_are_run_at_their_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """Compiled for one size, with sums for concatenations, the network still says the same."""
+    if precision == "bf16" and "avx512_bf16" not in processor()["features"]:
+        pytest.skip("this processor has no bf16")
+    export_onnx(_network(norm="instance").eval(), PLAN, tmp_path / "model.onnx")
+    random = np.random.default_rng(0)
+    images = [
+        random.standard_normal((1, 1, *size)).astype(np.float32)
+        for size in ((32, 32, 32), (48, 32, 16), (32, 32, 32), (16, 16, 16))
+    ]
+    quantise(tmp_path / "model.onnx", PLAN, [images[0][0]], tmp_path / "int8.onnx")
+    path = tmp_path / ("int8.onnx" if precision == "int8" else "model.onnx")
+    exact, free, fixed = (
+        OpenVinoBackend(tmp_path / "model.onnx"),
+        OpenVinoBackend(path, precision=precision),
+        OpenVinoBackend(path, precision=precision),
+    )
+    expected = [(as_float32(free(image)).copy(), exact(image).copy()) for image in images]
+    monkeypatch.setattr("segdistill.runtime.backend.FIXED_VOXELS", 16**3 + 1)
+    for image, (said, true) in zip(images, expected, strict=True):
+        found = as_float32(fixed(image))
+        large = image.size > 16**3
+        assert fixed._network.input(0).partial_shape.is_static == large
+        layers = fixed._network.get_runtime_model().get_ops()
+        joins = "Concatenation" in {layer.get_rt_info()["layerType"].astype(str) for layer in layers}
+        assert joins == (precision == "int8" or not large)
+        if precision == "bf16":  # rounded elsewhere, but no more
+            assert np.abs(found - true).mean() < 1.1 * np.abs(said - true).mean()
+        else:
+            np.testing.assert_allclose(found, said, atol=2e-4)
 
 
 @given(values=st.lists(st.floats(width=32), min_size=1, max_size=50))

@@ -16,6 +16,10 @@ from segdistill.runtime.setting import Precision, has_openvino
 INPUT = "scan"
 OUTPUT = "logits"
 
+# An input of so many voxels gets a network compiled for its very size. Its memory is then planned as a
+# whole: a third less of it. Below, the tenths of a second that compiling takes would be felt.
+FIXED_VOXELS = 2**22
+
 
 # Scores, float32; or uint16 that are the bits of bfloat16, which NumPy doesn't have. See as_float32.
 Logits = NDArray[np.float32] | NDArray[np.uint16]
@@ -104,27 +108,18 @@ class OpenVinoBackend:
         import openvino  # a second to load, and not everybody serves with it
 
         _must_exist(path)
-        core = openvino.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        capable = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and "BF16" not in capable:
             raise SegdistillError("this processor has no bf16: tune again on the machine that serves.")
-        settings: dict[str, Any] = {
+        self._path, self._precision = path, precision
+        self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads or usable_cpus(),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # two services must not share the first cores
         }
-        try:
-            model = core.read_model(str(path))
-            if precision == "bf16":  # as the last layer gives them: half the memory, the same values
-                ends = openvino.preprocess.PrePostProcessor(model)
-                ends.output(0).tensor().set_element_type(openvino.Type.bf16)
-                model = ends.build()
-            self._network = core.compile_model(model, "CPU", settings)
-        except Exception as error:  # OpenVINO's errors are plain RuntimeErrors and others
-            raise SegdistillError(
-                f"{path}: not a network that OpenVINO can run ({str(error).strip()[-200:]}). "
-                "Export the bundle again."
-            ) from error
+        self._shape: tuple[int, ...] | None = None  # that the network is compiled for; None: any
+        self._network = self._compile(None)
         ports = (*self._network.inputs, *self._network.outputs)
         found = [
             (port.any_name, port.element_type.get_type_name(), len(port.partial_shape)) for port in ports
@@ -132,17 +127,91 @@ class OpenVinoBackend:
         given = "bf16" if precision == "bf16" else "f32"
         if found != [(INPUT, "f32", 5), (OUTPUT, given, 5)]:
             raise _unfit(path, found)
-        self._own = threading.local()  # requests, one per calling thread
+        self._compiling = threading.Lock()
+        self._own = threading.local()  # a network and a request for it, one per calling thread
 
     def __call__(self, x: NDArray[np.float32]) -> Logits:
         """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z); in ``bf16`` as uint16."""
-        if not hasattr(self._own, "request"):
-            self._own.request = self._network.create_infer_request()
-        found = self._own.request.infer({0: x}, share_inputs=True, share_outputs=True)
+        request = self._request(x.shape if x.size >= FIXED_VOXELS else None)
+        found = request.infer({0: x}, share_inputs=True, share_outputs=True)
         logits: NDArray[np.float32] = found[0]
         if logits.itemsize == 2:  # OpenVINO calls them float16
             return logits.view(np.uint16)
         return logits
+
+    def _request(self, shape: tuple[int, ...] | None) -> Any:
+        """This thread's request; the network is compiled again where it is for another shape."""
+        with self._compiling:
+            if shape != self._shape:
+                self._own.__dict__.clear()
+                self._network = None  # its memory goes before more is taken
+                self._network = self._compile(shape)
+                self._shape = shape
+            network = self._network
+        if getattr(self._own, "network", None) is not network:
+            self._own.network, self._own.request = network, network.create_infer_request()
+        return self._own.request
+
+    def _compile(self, shape: tuple[int, ...] | None) -> Any:
+        import openvino
+
+        core = openvino.Core()
+        try:
+            model = core.read_model(str(self._path))
+            if (
+                self._precision == "bf16"
+            ):  # as the last layer gives them: half the memory, the same values
+                ends = openvino.preprocess.PrePostProcessor(model)
+                ends.output(0).tensor().set_element_type(openvino.Type.bf16)
+                model = ends.build()
+            if shape is not None:
+                _sum_instead_of_concatenating(model)
+                model.reshape(shape)
+            return core.compile_model(model, "CPU", self._settings)
+        except Exception as error:  # OpenVINO's errors are plain RuntimeErrors and others
+            raise SegdistillError(
+                f"{self._path}: not a network that OpenVINO can run ({str(error).strip()[-200:]}). "
+                "Export the bundle again."
+            ) from error
+
+
+def _sum_instead_of_concatenating(model: Any) -> None:
+    """Convolve two tensors and add, where one convolution takes both as one: that one is never made.
+
+    In a U-Net's finest level it is the largest tensor of all. Exact but for rounding. A quantised
+    network is left as it is: its convolutions take what was put together and then quantised.
+
+    Args:
+        model: ``openvino.Model``, changed in place.
+    """
+    import openvino.opset13 as ops
+
+    for joined in model.get_ordered_ops():
+        if joined.get_type_name() != "Concat" or joined.get_input_size() != 2:
+            continue
+        users = joined.output(0).get_target_inputs()
+        convolution = next(iter(users)).get_node()
+        if len(users) > 1 or convolution.get_type_name() != "Convolution":
+            continue
+        weights = convolution.input_value(1).get_node()
+        if weights.get_type_name() != "Constant" or joined.get_attributes()["axis"] != 1:
+            continue
+        knobs = convolution.get_attributes()
+        first = joined.input(0).get_partial_shape()[1].get_length()
+        parts = [
+            ops.convolution(
+                joined.input_value(index),
+                ops.constant(np.ascontiguousarray(part)),
+                knobs["strides"],
+                knobs["pads_begin"],
+                knobs["pads_end"],
+                knobs["dilations"],
+            )
+            for index, part in enumerate(np.split(weights.data, [first], axis=1))
+        ]
+        both = ops.add(*parts)
+        for user in convolution.output(0).get_target_inputs():
+            user.replace_source_output(both.output(0))
 
 
 def _must_exist(path: Path) -> None:

@@ -126,6 +126,7 @@ class Segmentator:
         del cropped
         restorer = Restorer(prepared.geometry, plan)
         slabs = predict_slabs(prepared.array, plan, backend)
+        del prepared
         while True:
             with clock("network"):
                 slab = next(slabs, None)

@@ -66,6 +66,7 @@ def predict_slabs(
         x, y, z = (max(n, patch) for n, patch in zip(size, window, strict=True))
         least = x, y, z
     padded = pad(array, least, plan.convention)
+    del array  # where nobody else holds it, it goes before the network's memory comes
     before = [(n - old) // 2 for n, old in zip(least, size, strict=True)]
     x, y, z = (slice(b, b + n) for b, n in zip(before, size, strict=True))
     if window == least:
