@@ -11,10 +11,9 @@ import pytest
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.__main__ import main
-from segdistill.runtime.preprocess import crop
+from segdistill.runtime.preprocess import crop, to_grid
 from segdistill.runtime.segment import STEPS, Segmentator, peak_bytes
 from segdistill.runtime.setting import Setting, processor
-from segdistill.runtime.windows import predict_slabs
 from segdistill.volume import (
     Volume,
     VolumeError,
@@ -132,8 +131,7 @@ from pathlib import Path
 from segdistill.runtime.__main__ import peak_rss_mb
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator
-from segdistill.runtime.setting import Setting, processor
-from segdistill.runtime.windows import predict_slabs
+from segdistill.runtime.setting import Setting
 folder, setting, scan, labels = sys.argv[1:]
 setting = Setting.from_json(json.loads(setting), "setting")
 Segmentator(Bundle.read(Path(folder)), setting=setting).segment_file(Path(scan), Path(labels))
@@ -177,30 +175,31 @@ def test_prediction_holds(tmp_path, mode, backend, precision):
 
 
 def test_scan_is_let_go(tmp_path, monkeypatch):
-    """While the network runs, nothing holds on to the scan's voxels, nor to those of its crop."""
+    """While the network runs, nothing holds on to voxels of the scan, its crop or unpadded grid."""
     ball_file(tmp_path / "scan.nii.gz")
     kept, alive = [], []
 
-    def read(path):
-        volume = read_volume(path)
-        kept.append(weakref.ref(volume.array))
-        return volume
+    def watched(function):
+        def call(*arguments):
+            outcome = function(*arguments)
+            kept.append(weakref.ref(outcome.array))
+            return outcome
 
-    def cut(volume, plan):
-        cropped = crop(volume, plan)
-        kept.append(weakref.ref(cropped.array))
-        return cropped
+        return call
 
-    def network(array, plan, backend):
+    def network(x):
         alive.extend(reference() for reference in kept)
-        return predict_slabs(array, plan, backend)
+        return np.concatenate([0 * x, x - 100], axis=1)
 
-    monkeypatch.setattr("segdistill.runtime.segment.read_volume", read)
-    monkeypatch.setattr("segdistill.runtime.segment.crop", cut)
-    monkeypatch.setattr("segdistill.runtime.segment.predict_slabs", network)
-    bundle = threshold_bundle(tmp_path / "bundle", spacing_mm=(1.0, 1.0, 1.0))
-    Segmentator(bundle).segment_file(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz")
-    assert alive == [None, None]
+    for step in (read_volume, crop, to_grid):
+        monkeypatch.setattr(f"segdistill.runtime.segment.{step.__name__}", watched(step))
+    bundle = threshold_bundle(
+        tmp_path / "bundle", mode="whole", spacing_mm=(1.1, 1.1, 1.1), size_divisor=(16, 16, 16)
+    )
+    Segmentator(bundle, backend=network).segment_file(
+        tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
+    )
+    assert alive == [None, None, None]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
