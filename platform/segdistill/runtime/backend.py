@@ -17,7 +17,7 @@ INPUT = "scan"
 OUTPUT = "logits"
 
 # An input of so many voxels gets a network compiled for its very size. Its memory is then planned as a
-# whole: a third less of it. Below, the tenths of a second that compiling takes would be felt.
+# whole, and less. Below, the tenths of a second that compiling takes would be felt.
 FIXED_VOXELS = 2**22
 
 
@@ -108,18 +108,28 @@ class OpenVinoBackend:
         import openvino  # a second to load, and not everybody serves with it
 
         _must_exist(path)
-        capable = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._core = openvino.Core()
+        capable = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in capable:
             raise SegdistillError("this processor has no bf16: tune again on the machine that serves.")
-        self._path, self._precision = path, precision
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads or usable_cpus(),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # two services must not share the first cores
         }
-        self._shape: tuple[int, ...] | None = None  # that the network is compiled for; None: any
-        self._network = self._compile(None)
+        try:
+            self._model = self._core.read_model(str(path))
+            if precision == "bf16":  # as the last layer gives them: half the memory, the same values
+                ends = openvino.preprocess.PrePostProcessor(self._model)
+                ends.output(0).tensor().set_element_type(openvino.Type.bf16)
+                self._model = ends.build()
+            self._network = self._core.compile_model(self._model, "CPU", self._settings)
+        except Exception as error:  # OpenVINO's errors are plain RuntimeErrors and others
+            raise SegdistillError(
+                f"{path}: not a network that OpenVINO can run ({str(error).strip()[-200:]}). "
+                "Export the bundle again."
+            ) from error
         ports = (*self._network.inputs, *self._network.outputs)
         found = [
             (port.any_name, port.element_type.get_type_name(), len(port.partial_shape)) for port in ports
@@ -127,64 +137,65 @@ class OpenVinoBackend:
         given = "bf16" if precision == "bf16" else "f32"
         if found != [(INPUT, "f32", 5), (OUTPUT, given, 5)]:
             raise _unfit(path, found)
+        self._shape: tuple[int, ...] | None = None  # that the network is compiled for; None: any
         self._compiling = threading.Lock()
-        self._own = threading.local()  # a network and a request for it, one per calling thread
+        self._own = threading.local()  # the network's requests, one per calling thread
 
     def __call__(self, x: NDArray[np.float32]) -> Logits:
-        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z); in ``bf16`` as uint16."""
-        request = self._request(x.shape if x.size >= FIXED_VOXELS else None)
-        found = request.infer({0: x}, share_inputs=True, share_outputs=True)
+        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z); in ``bf16`` as uint16.
+
+        Raises:
+            SegdistillError: the network can't be compiled for a large ``x`` (:data:`FIXED_VOXELS`).
+        """
+        own = self._compiled_for(x.shape if x.size >= FIXED_VOXELS else None)
+        found = own.request.infer({0: x}, share_inputs=True, share_outputs=True)
         logits: NDArray[np.float32] = found[0]
         if logits.itemsize == 2:  # OpenVINO calls them float16
             return logits.view(np.uint16)
         return logits
 
-    def _request(self, shape: tuple[int, ...] | None) -> Any:
-        """This thread's request; the network is compiled again where it is for another shape."""
+    def _compiled_for(self, shape: tuple[int, ...] | None) -> threading.local:
+        """The calling thread's ``request``, of a network that is compiled for the shape."""
         with self._compiling:
-            if shape != self._shape:
-                self._own.__dict__.clear()
-                self._network = None  # its memory goes before more is taken
-                self._network = self._compile(shape)
-                self._shape = shape
-            network = self._network
-        if getattr(self._own, "network", None) is not network:
-            self._own.network, self._own.request = network, network.create_infer_request()
-        return self._own.request
+            if self._network is None or shape != self._shape:
+                # The network of before goes first, and every thread's requests with it: its memory.
+                self._network, self._own = None, threading.local()
+                self._network, self._shape = self._compile(shape), shape
+            network, own = self._network, self._own
+        if not hasattr(own, "request"):
+            own.request = network.create_infer_request()
+        return own
 
     def _compile(self, shape: tuple[int, ...] | None) -> Any:
-        import openvino
+        """The network for inputs of one shape, or of any.
 
-        core = openvino.Core()
+        Raises:
+            SegdistillError: OpenVINO can't, mostly for want of memory.
+        """
+        model = self._model.clone()
         try:
-            model = core.read_model(str(self._path))
-            if (
-                self._precision == "bf16"
-            ):  # as the last layer gives them: half the memory, the same values
-                ends = openvino.preprocess.PrePostProcessor(model)
-                ends.output(0).tensor().set_element_type(openvino.Type.bf16)
-                model = ends.build()
             if shape is not None:
-                _sum_instead_of_concatenating(model)
                 model.reshape(shape)
-            return core.compile_model(model, "CPU", self._settings)
-        except Exception as error:  # OpenVINO's errors are plain RuntimeErrors and others
+                _sum_instead_of_concatenating(model)
+            return self._core.compile_model(model, "CPU", self._settings)
+        except Exception as error:  # as above
+            size = " x ".join(map(str, shape[2:])) if shape else "any number of"
             raise SegdistillError(
-                f"{self._path}: not a network that OpenVINO can run ({str(error).strip()[-200:]}). "
-                "Export the bundle again."
+                f"OpenVINO can't prepare the network for {size} voxels ({str(error).strip()[-200:]}). "
+                "Free some memory, or crop the scan to the part that matters."
             ) from error
 
 
 def _sum_instead_of_concatenating(model: Any) -> None:
     """Convolve two tensors and add, where one convolution takes both as one: that one is never made.
 
-    In a U-Net's finest level it is the largest tensor of all. Exact but for rounding. A quantised
-    network is left as it is: its convolutions take what was put together and then quantised.
+    In a U-Net's finest level it is the largest tensor of all. Exact but for rounding. What is quantised
+    is left as it is: those convolutions take what was put together and then quantised.
 
     Args:
-        model: ``openvino.Model``, changed in place.
+        model: ``openvino.Model`` of a fixed shape, changed in place.
     """
-    import openvino.opset13 as ops
+    import openvino.opset13 as ops  # as openvino above
 
     for joined in model.get_ordered_ops():
         if joined.get_type_name() != "Concat" or joined.get_input_size() != 2:
@@ -193,11 +204,11 @@ def _sum_instead_of_concatenating(model: Any) -> None:
         convolution = next(iter(users)).get_node()
         if len(users) > 1 or convolution.get_type_name() != "Convolution":
             continue
-        weights = convolution.input_value(1).get_node()
-        if weights.get_type_name() != "Constant" or joined.get_attributes()["axis"] != 1:
+        weights, knobs = convolution.input_value(1).get_node(), convolution.get_attributes()
+        if weights.get_type_name() != "Constant" or knobs["auto_pad"] != "explicit":
             continue
-        knobs = convolution.get_attributes()
-        first = joined.input(0).get_partial_shape()[1].get_length()
+        if joined.get_attributes()["axis"] != 1:
+            continue
         parts = [
             ops.convolution(
                 joined.input_value(index),
@@ -207,7 +218,9 @@ def _sum_instead_of_concatenating(model: Any) -> None:
                 knobs["pads_end"],
                 knobs["dilations"],
             )
-            for index, part in enumerate(np.split(weights.data, [first], axis=1))
+            for index, part in enumerate(
+                np.split(weights.data, [joined.input(0).get_shape()[1]], axis=1)
+            )
         ]
         both = ops.add(*parts)
         for user in convolution.output(0).get_target_inputs():
