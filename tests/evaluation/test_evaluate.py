@@ -17,7 +17,7 @@ from segdistill.evaluation.members import read_family, read_test_set
 from segdistill.evaluation.report import places, write_report
 from segdistill.evaluation.score import DECIMALS, make_scorecard, write_table
 from segdistill.evaluation.summary import family_table, training_pace
-from segdistill.evaluation.timing import measure_memory
+from segdistill.evaluation.timing import measure_memory, median_run
 from segdistill.files import SegdistillError, write_json
 from segdistill.volume import write_label_map, write_volume
 from tests.onnx_models import ball_scan, threshold_bundle
@@ -154,6 +154,16 @@ def test_better_thresholds_score_better(table):
     """The figures rank the models as their thresholds were made: teacher, student, control."""
     assert table["teacher"]["dice"] > table["student-x4"]["dice"] > table["control-x4"]["dice"]
     assert table["student-x4"]["parameter_reduction"] == pytest.approx(0.9375)
+
+
+def test_one_disturbed_run_does_not_count():
+    """Of the turns on a case, one as a whole counts: that of median CPU time, not of wall time."""
+    runs = [
+        {"read": (9.0, 1.0), "network": (9.0, 2.0)},
+        {"read": (1.0, 8.0), "network": (1.0, 1.0)},
+        {"read": (1.0, 2.0), "network": (1.0, 2.0)},
+    ]
+    assert median_run(runs) is runs[2]
 
 
 def test_timings_cover_every_step_of_every_model(reports):
