@@ -83,3 +83,9 @@ def test_sites_with_other_labels_are_refused(imported: Path, site: Site, task: s
     """A teacher of another task, protocol or structures is refused with what to do."""
     with pytest.raises(SegdistillError, match=says):
         ready_plan(imported, [site], task)
+
+
+def test_a_folder_that_nobody_imported_is_named_with_its_remedy(tmp_path: Path) -> None:
+    """A folder in teacher.ready that isn't there is told apart from a damaged one."""
+    with pytest.raises(SegdistillError, match=r"ready: no imported teacher.*import-nnunet RESULTS"):
+        ready_plan(tmp_path / "ready", [SITE], "toy")

@@ -23,8 +23,14 @@ def ready_plan(folder: Path, sites: Sequence[Site], task: str) -> Plan:
         task: the task's name.
 
     Raises:
-        SegdistillError: the plan is of another task or label protocol, or has other structures.
+        SegdistillError: no such folder; or the plan is of another task or label protocol, or has other
+            structures.
     """
+    if not (folder / PLAN).is_file():
+        raise SegdistillError(
+            f"{folder}: no imported teacher, though teacher.ready in params.yaml names it. Make it: "
+            f"'segdistill import-nnunet RESULTS --out {folder}', or set teacher.ready to null."
+        )
     plan = Plan.read(folder / PLAN)
     ours = {entry.code: entry.name for entry in plan.structures}
     wrong = None
