@@ -224,13 +224,7 @@ def test_nnunet_runs_a_student(compared: Compared, scan: str) -> None:
     assert np.mean(ours == theirs) >= 0.999
 
 
-_MISSED = pytest.mark.xfail(strict=True, reason="nnU-Net crops to what isn't zero, not to the head")
-
-
-@pytest.mark.parametrize(
-    "scan",
-    [pytest.param(s, marks=_MISSED) if s in ("turned", "sagittal") else s for s in SCANS],
-)
+@pytest.mark.parametrize("scan", SCANS)
 def test_a_plan_of_our_own_is_close(compared: Compared, scan: str) -> None:
     """With this platform's own preprocessing, nnU-Net's labels of an export are close, and not exact."""
     ours, theirs = compared.ours["own", scan], compared.theirs["own-back", scan]
