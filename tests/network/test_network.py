@@ -341,10 +341,12 @@ def test_threads_share_one_network_and_its_end(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("segdistill.runtime.backend.FIXED_VOXELS", 16**3 + 1)
     small, large = np.ones((1, 1, 16, 16, 16), np.float32), np.ones((1, 1, 32, 16, 16), np.float32)
     with ThreadPoolExecutor(1) as thread:
-        expected = thread.submit(lambda: backend(small).copy()).result()
-        before = weakref.ref(backend._network)
+        kept = thread.submit(backend, small).result()
+        expected = kept.copy()
+        before = thread.submit(lambda: weakref.ref(backend._own.request)).result()
         backend(large)
         assert before() is None
+        np.testing.assert_array_equal(kept, expected)  # what somebody still reads stays
         np.testing.assert_array_equal(thread.submit(backend, small).result(), expected)
         with pytest.raises(SegdistillError, match="can't prepare the network for 32 x 16 x 16 voxels"):
             backend(np.repeat(large, 2, axis=1))  # a channel that it doesn't know
