@@ -11,6 +11,7 @@ from segdistill.files import SegdistillError
 from segdistill.network.model import write_model
 from segdistill.network.unet import own_tensors
 from segdistill.runtime.plan import Plan
+from segdistill.runtime.windows import pad
 from segdistill.training.launch import run_here
 from segdistill.training.loop import finished, learning_rate, train
 from segdistill.training.patches import Batch, PatchSampler, Small, ahead, read_cases
@@ -207,19 +208,30 @@ def _cut(data: Path) -> None:
         np.save(path, np.load(path)[:10, :, :12])
 
 
-def test_patches_of_small_cases_are_padded_to_size(tmp_path: Path) -> None:
-    """A case smaller than the patch still gives patches of the patch's size, padded with background."""
+def test_patches_of_small_cases_are_padded_as_served_windows_are(tmp_path: Path) -> None:
+    """A case smaller than the patch lies in it as in a served window, and its labels go on with it."""
     job = toy_job(tmp_path)
     plan = Plan.read(Path(job.plan))
     data = Path(job.data)
     _cut(data)
+    for path in data.glob("*.label.npy"):
+        np.save(path, np.full((10, 16, 12), 2, np.uint8))  # a structure out to every border
+    for path in data.glob("*.image.npy"):
+        np.save(path, np.load(path)[:, :, :16])
+    cases = read_cases(data, "train")
+    served = [pad(np.asarray(case.image, np.float32), plan.patch_size) for case in cases]
     sampler = PatchSampler(
-        read_cases(data, "train"), plan, batch_size=3, foreground_share=0.5, flip_left_right=True, seed=0
+        cases, plan, batch_size=8, foreground_share=0.5, flip_left_right=False, seed=0
     )
-    batch = sampler.batch(0)
-    assert batch.image.shape == (3, 1, 16, 16, 16)
-    assert batch.label.shape == (3, 16, 16, 16)
-    assert batch.label.max() <= 2
+    untouched = 0
+    for step in range(8):
+        batch = sampler.batch(step)
+        assert batch.image.shape == (8, 1, 16, 16, 16)
+        assert (batch.label == 2).all()
+        untouched += sum(
+            any(np.array_equal(image, window) for window in served) for image in batch.image
+        )
+    assert untouched > 3  # about every fifth patch is as it was, the others are augmented
 
 
 def test_a_patch_alone_is_no_larger_than_its_case(tmp_path: Path) -> None:

@@ -145,9 +145,10 @@ class PatchSampler:
     A share of the patches is centred on a voxel of a structure, each structure of the case equally
     often, so that hippocampus is met as often as cortex; the others lie anywhere.
 
-    Patches of a batch have one size, so a case that is smaller is padded. A patch that is alone in its
-    batch is no larger than its case (and what ``size_divisor`` asks), which is what ``whole`` mode gives
-    the network.
+    Patches of a batch have one size, so a case that is smaller goes on beyond its border as it does in a
+    served window: evenly on both sides, the outermost voxels repeated, here with their labels. A patch
+    that is alone in its batch is no larger than its case (and what ``size_divisor`` asks, which is added
+    behind), and that is what ``whole`` mode gives the network.
     """
 
     _CENTRES = 2000  # remembered voxels per case and structure
@@ -219,13 +220,13 @@ class PatchSampler:
         ]
         window = tuple(slice(s, s + size) for s, size in zip(start, patch_size, strict=True))
         patch = {
-            "image": _padded(case.image[(slice(None), *window)].astype(np.float32), patch_size, "edge"),
-            "label": _padded(np.array(case.label[window])[None], patch_size, "constant"),
+            "image": case.image[(slice(None), *window)].astype(np.float32),
+            "label": np.array(case.label[window])[None],
         }
         if case.soft is not None:
-            # Beyond the scan's edge goes on what was at the edge, as in the image.
-            patch["soft"] = _padded(np.array(case.soft[(slice(None), *window)]), patch_size, "edge")
-        return apply(self._transform, patch, random)
+            patch["soft"] = np.array(case.soft[(slice(None), *window)])
+        padded = {name: _padded(array, patch_size, alone=alone) for name, array in patch.items()}
+        return apply(self._transform, padded, random)
 
     def _find_centres(self, case: TrainingCase, classes: int, number: int) -> list[np.ndarray]:
         random = np.random.default_rng([self._seed, 0xCE, number])
@@ -239,12 +240,14 @@ class PatchSampler:
         return found
 
 
-def _padded(array: np.ndarray, patch_size: tuple[int, int, int], mode: str) -> np.ndarray:
-    short = [(0, size - n) for n, size in zip(array.shape[1:], patch_size, strict=True)]
-    if not any(after > 0 for _, after in short):
+def _padded(array: np.ndarray, patch_size: tuple[int, int, int], *, alone: bool) -> np.ndarray:
+    """(C, X, Y, Z) with its outermost voxels repeated up to the patch's size; ``alone``: behind only."""
+    missing = [size - n for n, size in zip(array.shape[1:], patch_size, strict=True)]
+    if not any(missing):
         return array
-    grown: np.ndarray = np.pad(array, [(0, 0), *short], mode=mode)  # type: ignore[call-overload]
-    return grown
+    before = [0 if alone else m // 2 for m in missing]
+    around = [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))]
+    return np.pad(array, around, mode="edge")
 
 
 def ahead(draw: Callable[[int], Batch], steps: range, depth: int = 2) -> Iterator[Batch]:
