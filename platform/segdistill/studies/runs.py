@@ -30,7 +30,7 @@ class Outcome:
 
     Attributes:
         val_dice: mean Dice (structures present, then cases) on the validation split, on the plan's
-            grid, with windows that don't overlap.
+            grid, in its mode; windows don't overlap.
         structures: Dice by structure, mean over the cases that have it; None where none has.
         cases: validation cases.
         seconds_per_step: wall seconds, mean over all steps.

@@ -238,7 +238,7 @@ def validate(network: UNet, cases: list[TrainingCase], plan: Plan) -> float:
 
 
 def structure_dice(network: UNet, cases: list[TrainingCase], plan: Plan) -> NDArray[np.float64]:
-    """Dice on the plan's grid, with windows that don't overlap.
+    """Dice on the plan's grid, in the plan's mode; windows don't overlap.
 
     Returns:
         (cases, structures), NaN where a case's labels lack the structure.
