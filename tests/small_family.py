@@ -33,6 +33,8 @@ def row(name: str, role: str, width: float, dice: float = 0.9) -> dict[str, Any]
         "cpu_seconds": 4.0 * width,
         "peak_rss_mb": 400.0,
         "retention_low": dice / 0.9 - 0.001 if role == "student" else None,
+        "margin": 0.013 if role == "student" else None,
+        "confidence": 0.95 if role == "student" else None,
         "non_inferior": True if role == "student" else None,
         "beats_control": True if role == "student" else None,
     }
@@ -58,7 +60,8 @@ def make_root(root: Path, max_body_mb: float = 1.0, tuning_cases: int = 0) -> Pa
         if tuning_cases and not held_out:
             cases.append(Case(f"{site}-002", f"{site}-s2", "images/b.nii", None, "val"))
             ball_file(folder / "images" / "b.nii")
-        Site(site, TASK, True, held_out, "test", {1: "structure_1"}, tuple(cases)).write(folder)
+        note = "SIMULATED: made by a program from one averaged anatomy."
+        Site(site, TASK, True, held_out, "test", {1: "structure_1"}, tuple(cases), note).write(folder)
     lock = {
         "schema": "2.0",
         "stages": {

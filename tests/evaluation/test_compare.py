@@ -66,7 +66,7 @@ def test_no_difference_is_not_called_one():
 
 def test_interval_narrows_with_less_confidence():
     """An interval of 50% lies inside that of 95%."""
-    values, others = [0.80, 0.84, 0.79, 0.86, 0.82], [0.78, 0.80, 0.80, 0.81, 0.80]
+    values, others = [0.80, 0.84, 0.79, 0.86, 0.82, 0.81], [0.78, 0.80, 0.80, 0.81, 0.80, 0.80]
     wide, narrow = compare(values, others), compare(values, others, confidence=0.5)
     assert wide.low < narrow.low < narrow.high < wide.high
 
@@ -79,28 +79,37 @@ def test_swapping_the_two_turns_the_sign():
 
 def test_ratio_is_retention():
     """The ratio is one mean over the other, with an interval around it."""
-    found = compare([0.80, 0.85, 0.78], [0.82, 0.86, 0.80])
+    found = compare([0.80, 0.85, 0.78] * 2, [0.82, 0.86, 0.80] * 2)
     assert found.ratio == pytest.approx(2.43 / 2.48, abs=1e-5)
     assert found.ratio_low <= found.ratio <= found.ratio_high
 
 
 def test_constant_difference_has_a_point_as_interval():
     """When every subject differs by the same, so does every resample."""
-    found = compare([0.5, 0.75, 0.25], [0.25, 0.5, 0.0])
+    found = compare([0.5, 0.75, 0.25] * 2, [0.25, 0.5, 0.0] * 2)
     assert (found.low, found.high) == (0.25, 0.25)
 
 
 def test_equal_models_have_p_of_one():
     """Identical figures are no evidence of a difference."""
-    found = compare([0.5, 0.7, 0.9], [0.5, 0.7, 0.9])
+    found = compare([0.5, 0.7, 0.9] * 2, [0.5, 0.7, 0.9] * 2)
     assert (found.difference, found.p_value, found.better) == (0.0, 1.0, 0)
 
 
-def test_one_subject_has_no_interval():
-    """One subject says how much, never how sure."""
-    found = compare([0.8], [0.7])
-    assert found.difference == pytest.approx(0.1)
-    assert found.low is found.high is found.p_value is None
+@pytest.mark.parametrize("subjects", [1, 2, 5])
+def test_few_subjects_have_no_interval(subjects):
+    """Fewer than six subjects say how much, never how sure."""
+    found = compare(np.linspace(0.80, 0.81, subjects), np.linspace(0.70, 0.72, subjects))
+    assert found.difference == pytest.approx(0.1, abs=0.01)
+    assert found.low is found.high is found.p_value is found.ratio_low is found.ratio_high is None
+
+
+def test_a_subject_without_anything_found_leaves_the_ratio_unsure():
+    """Where the other member has 0 in a subject, the ratio has no interval; the difference has one."""
+    found = compare([0.8, 0.7, 0.8, 0.7, 0.8, 0.1], [0.7, 0.8, 0.7, 0.8, 0.7, 0.0])
+    assert found.ratio == pytest.approx(3.9 / 3.7, abs=1e-5)
+    assert found.ratio_low is found.ratio_high is None
+    assert found.low < found.difference < found.high
 
 
 def test_subjects_are_the_unit():
@@ -130,9 +139,9 @@ def test_subjects_are_the_unit():
 
 def test_a_shorter_distance_is_better():
     """For HD95 the lower figure wins, on a subject and for sure."""
-    values, others = [1.0, 1.1, 0.9, 1.0, 1.2], [2.0, 2.2, 2.1, 1.9, 2.3]
+    values, others = [1.0, 1.1, 0.9, 1.0, 1.2, 1.1], [2.0, 2.2, 2.1, 1.9, 2.3, 2.0]
     found = compare(values, others, metric="hd95_mm")
-    assert found.better == 5
+    assert found.better == 6
     assert found.surely_better
     assert not compare(others, values, metric="hd95_mm").surely_better
     assert not compare(values, others, metric="dice").surely_better
@@ -140,6 +149,7 @@ def test_a_shorter_distance_is_better():
 
 def test_sure_needs_the_whole_interval():
     """A mean gain whose interval reaches over zero, or that has no interval, is not a sure one."""
-    assert compare([0.80, 0.84, 0.79, 0.86], [0.79, 0.83, 0.78, 0.84]).surely_better
-    assert not compare([0.80, 0.84, 0.79, 0.86], [0.79, 0.86, 0.76, 0.86]).surely_better
+    values = [0.80, 0.84, 0.79, 0.86, 0.82, 0.81]
+    assert compare(values, [0.79, 0.83, 0.78, 0.84, 0.81, 0.80]).surely_better
+    assert not compare(values, [0.79, 0.86, 0.76, 0.86, 0.84, 0.80]).surely_better
     assert not compare([0.8], [0.7]).surely_better

@@ -84,7 +84,7 @@ def inputs(tmp_path_factory):
                 "macs": round(10**6 * width),
             },
         )
-    write_site(root / "sites", "near", False, (2.0, 2.0, 2.0), (22.0, 18.0, 20.0))
+    write_site(root / "sites", "near", False, (2.0, 2.0, 2.0), (22.0, 18.0, 20.0, 21.0, 19.0, 23.0))
     write_site(root / "sites", "far", True, (1.5, 1.5, 4.0), (20.0, 24.0))
     return root
 

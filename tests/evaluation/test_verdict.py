@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -60,6 +61,26 @@ def test_a_small_loss_is_non_inferior_and_a_large_one_is_not() -> None:
     assert found.retention_low < 1 - 0.0125 + 0.0005
     assert not verdict(edge, margin=1 - found.retention_low).non_inferior
     assert verdict(edge, margin=1 - found.retention_low + 1e-4).non_inferior
+
+
+def test_a_few_subjects_show_nothing() -> None:
+    """With fewer than six seen subjects there is no interval, so non-inferiority isn't shown."""
+    table = card(student=0.01, control=-0.05)
+    assert verdict(table).non_inferior
+    found = verdict(table[table["subject"] != "s5"])
+    assert (found.retention_low, found.non_inferior, found.margin) == (None, False, 0.013)
+    assert found.better_in == ()
+
+
+def test_missing_a_hard_structure_does_not_better_hd95() -> None:
+    """A student that misses the structure with the largest distances gains nothing by it."""
+    table = card(student=-0.01, control=-0.01)
+    small = table["structure"] == "small"
+    table.loc[small, "hd95_mm"] += 10.0
+    table.loc[small & (table["model"] == "student-x4"), "hd95_mm"] = np.nan
+    pairs = [c for c in compare_family(FAMILY, table, 0.95, 1) if c.metric == "hd95_mm"]
+    assert {c.name for c in pairs} == {"student-x4"}
+    assert all(abs(c.difference) < 0.01 for c in pairs)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from segdistill.evaluation.members import Member
-from segdistill.evaluation.summary import case_scores
 
 RESAMPLES = 9999
+ENOUGH = 6
+"""Subjects that an interval needs: a bootstrap of fewer shuffles a handful, and is far too narrow."""
 DECIMALS = 5
 Metric = Literal["dice", "hd95_mm"]
 
@@ -28,13 +29,13 @@ class Comparison:
         sites: ``seen`` (took part in training) or ``unseen`` (held out).
         subjects: number of subjects, each with the mean over its cases.
         difference: mean over subjects of the metric of ``name`` minus that of ``against``.
-        low: lower end of the interval of ``difference``; None with fewer than two subjects.
+        low: lower end of the interval of ``difference``; None with fewer than six subjects.
         high: upper end.
         confidence: coverage of the interval, e.g. 0.95.
-        p_value: two-sided Wilcoxon signed-rank test of no difference; None with fewer than two subjects.
+        p_value: two-sided Wilcoxon signed-rank test of no difference; None with fewer than six subjects.
         better: number of subjects on whom ``name`` does better.
         ratio: mean of ``name`` divided by that of ``against`` (of Dice, against the teacher: retention).
-        ratio_low: lower end of the interval of ``ratio``.
+        ratio_low: lower end of the interval of ``ratio``; None, too, where ``against`` has 0 in one.
         ratio_high: upper end.
     """
 
@@ -65,18 +66,18 @@ def compare_family(
     family: Sequence[Member], card: pd.DataFrame, confidence: float, seed: int
 ) -> list[Comparison]:
     """Every student against its control (same width) and the teacher, seen and unseen sites apart."""
-    scores = case_scores(card)
     found = []
     for name, against in pairs(family):
         for held_out, sites in ((False, "seen"), (True, "unseen")):
-            own = scores[scores["held_out"] == held_out]
+            rows = card[card["held_out"] == held_out]
+            own, other = (rows[rows["model"] == member] for member in (name, against))
             for metric in get_args(Metric):
-                subjects = _by_subject(own, metric, (name, against))
-                if len(subjects):
+                values, others = by_subject(own, other, metric)
+                if len(values):
                     found.append(
                         compare_paired(
-                            subjects[name].to_numpy(float),
-                            subjects[against].to_numpy(float),
+                            values,
+                            others,
                             name=name,
                             against=against,
                             metric=metric,
@@ -88,12 +89,27 @@ def compare_family(
     return found
 
 
-def _by_subject(scores: pd.DataFrame, metric: Metric, names: tuple[str, str]) -> pd.DataFrame:
-    """Mean over a subject's cases, a column per member; subjects that both have a figure for."""
-    wide = scores[scores["model"].isin(names)].pivot_table(
-        index="subject", columns="model", values=metric, aggfunc="mean"
-    )
-    return wide.reindex(columns=list(names)).dropna()
+def by_subject(
+    own: pd.DataFrame, other: pd.DataFrame, metric: Metric
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A metric of two members on the subjects that both have a figure for: ``(N,)`` each, same order.
+
+    It is the mean over structures, then over a subject's cases. HD95 is taken over the structures of a
+    case for which both have one: else whoever misses the hard structures would seem the better.
+
+    Args:
+        own: rows of a scorecard, of one member.
+        other: those of the other one, on the same cases.
+        metric: the column that is compared.
+    """
+    keys = ["subject", "case", "structure"]
+    both = own[[*keys, metric]].merge(other[[*keys, metric]], on=keys, validate="one_to_one")
+    if metric == "hd95_mm":
+        both = both.dropna()
+    columns = [f"{metric}_x", f"{metric}_y"]
+    cases = both.groupby(["subject", "case"])[columns].mean()
+    subjects = cases.groupby("subject").mean().dropna()
+    return subjects[columns[0]].to_numpy(float), subjects[columns[1]].to_numpy(float)
 
 
 def pairs(family: Sequence[Member]) -> Iterator[tuple[str, str]]:
@@ -141,7 +157,7 @@ def compare_paired(
     if others.min() > 0:  # else a resample may have nothing to divide by
         ratio_low, ratio_high = _interval((values, others), _ratio_of_means, confidence, seed)
     p_value = None
-    if len(differences) > 1:
+    if len(differences) >= ENOUGH:
         p_value = 1.0 if not differences.any() else float(stats.wilcoxon(differences).pvalue)
     return Comparison(
         name=name,
@@ -172,8 +188,8 @@ def _ratio_of_means(values: NDArray[np.float64], others: NDArray[np.float64], ax
 def _interval(
     samples: tuple[NDArray[np.float64], ...], statistic: Any, confidence: float, seed: int
 ) -> tuple[float | None, float | None]:
-    """Bootstrap interval of a statistic of paired samples; None with fewer than two subjects."""
-    if len(samples[0]) < 2:
+    """Bootstrap interval of a statistic of paired samples; None with fewer than six subjects."""
+    if len(samples[0]) < ENOUGH:
         return None, None
     value = float(statistic(*samples))
     spread = samples[0]

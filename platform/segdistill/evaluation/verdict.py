@@ -17,7 +17,9 @@ class Verdict:
     Attributes:
         name: the student.
         retention_low: lower end of the interval of its retention on seen sites; None with fewer than
-            two subjects.
+            six subjects, or where the teacher finds nothing in one of them.
+        margin: share of the teacher's Dice that it may lose.
+        confidence: coverage of the interval.
         non_inferior: whether ``retention_low`` is above 1 - margin: what it loses against the teacher
             stays inside the margin, whichever subjects were drawn.
         beats_control: whether it is surely better than its control in Dice or HD95 on seen sites, or in
@@ -31,6 +33,8 @@ class Verdict:
 
     name: str
     retention_low: float | None
+    margin: float
+    confidence: float
     non_inferior: bool
     beats_control: bool | None
     better_in: tuple[str, ...]
@@ -60,7 +64,8 @@ def judge(
         if member.role != "student":
             continue
         own = [c for c in comparisons if c.name == member.name]
-        retention_low = next(c.ratio_low for c in own if _is(c, "dice", "seen") and c.against == teacher)
+        retention = next(c for c in own if _is(c, "dice", "seen") and c.against == teacher)
+        low = retention.ratio_low
         others = [c for c in own if c.against != teacher]
         better_in = tuple(
             key
@@ -73,8 +78,10 @@ def judge(
         verdicts.append(
             Verdict(
                 name=member.name,
-                retention_low=retention_low,
-                non_inferior=retention_low is not None and retention_low > 1 - margin,
+                retention_low=low,
+                margin=margin,
+                confidence=retention.confidence,
+                non_inferior=low is not None and low > 1 - margin,
                 beats_control=bool(better_in) and not worse if others else None,
                 better_in=better_in,
                 worst_structure=str(structure.idxmax()),

@@ -24,8 +24,10 @@ class Member:
         nsd: normalised surface Dice, a fraction.
         hd95_mm: 95th percentile Hausdorff distance, mm.
         retention: ``dice`` relative to the teacher's.
-        retention_low: lower end of its interval; students only, as the next two.
-        non_inferior: whether that lies inside the margin.
+        retention_low: lower end of its interval; students only, as the next four.
+        margin: share of the teacher's ``dice`` that it may lose.
+        confidence: coverage of the interval.
+        non_inferior: whether the whole interval lies inside the margin.
         beats_control: whether distillation earned its place; None without a control, too.
         cpu_seconds: CPU time of a whole scan, reading to writing, s.
         peak_rss_mb: peak memory of the same, MB.
@@ -44,14 +46,19 @@ class Member:
     cpu_seconds: float
     peak_rss_mb: float
     retention_low: float | None
+    margin: float | None
+    confidence: float | None
     non_inferior: bool | None
     beats_control: bool | None
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """What evaluation found about a student, ``yes`` or ``no`` by name; empty for others."""
+        """What evaluation found about a student, and by which measure; empty for others."""
+        measure = {"margin": self.margin, "confidence": self.confidence}
         found = {"non_inferior": self.non_inferior, "beats_control": self.beats_control}
-        return {name: "yes" if value else "no" for name, value in found.items() if value is not None}
+        return {name: f"{value:g}" for name, value in measure.items() if value is not None} | {
+            name: "yes" if value else "no" for name, value in found.items() if value is not None
+        }
 
     @property
     def metrics(self) -> dict[str, float]:

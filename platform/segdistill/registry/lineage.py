@@ -27,6 +27,7 @@ class SiteData:
         digest: DVC's hash of the folder, at most 36 characters.
         simulated: whether its subjects are simulated.
         held_out: whether no case of it is trained on.
+        note: what a reader must know about it.
     """
 
     site: str
@@ -34,6 +35,7 @@ class SiteData:
     digest: str
     simulated: bool
     held_out: bool
+    note: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Lineage:
         """Whether any subject is simulated."""
         return any(site.simulated for site in self.sites)
 
+    @property
+    def simulation_notes(self) -> tuple[str, ...]:
+        """What the simulated sites say of themselves, each text once."""
+        return tuple(dict.fromkeys(site.note for site in self.sites if site.simulated and site.note))
+
 
 def read_lineage(root: Path, task: str) -> Lineage:
     """Read which data a task has and its DVC hashes.
@@ -85,7 +92,7 @@ def read_lineage(root: Path, task: str) -> Lineage:
                 f"Run 'dvc add {path}' for an imported site, or 'dvc repro' for one of the pipeline."
             )
         site = Site.read(folder)
-        sites.append(SiteData(site.site, path, hashes[path], site.simulated, site.held_out))
+        sites.append(SiteData(site.site, path, hashes[path], site.simulated, site.held_out, site.note))
     if not sites:
         raise RegistryError(f"{everything}: no site here. Run 'dvc pull' or 'dvc repro'.")
     return Lineage(tuple(sites), _code(root))

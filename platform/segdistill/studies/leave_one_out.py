@@ -6,15 +6,13 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from segdistill.evaluation.compare import Comparison, Metric, compare_paired
+from segdistill.evaluation.compare import Comparison, Metric, by_subject, compare_paired
 from segdistill.evaluation.members import Member, TestSet
 from segdistill.evaluation.summary import METRICS, case_scores
 from segdistill.files import SegdistillError
 
 FULL, WITHOUT = "all sites", "without this site"  # what a family was trained on
 DECIMALS = 5
-# A bootstrap of fewer subjects only shuffles a handful of figures: its interval would be far too narrow.
-_ENOUGH = 6
 
 
 def only_site(test_set: TestSet, site: str) -> TestSet:
@@ -73,26 +71,25 @@ def summarise(
         confidence: coverage of the intervals.
         seed: of the resampling.
     """
-    by_family = {
-        trained_on: case_scores(card[card["trained_on"] == trained_on].assign(held_out=True))
-        for trained_on in (WITHOUT, FULL)
-    }
     rows = []
     for member in family:
-        own = {name: scores[scores["model"] == member.name] for name, scores in by_family.items()}
+        own = {
+            trained_on: card[(card["trained_on"] == trained_on) & (card["model"] == member.name)]
+            for trained_on in (WITHOUT, FULL)
+        }
         row: dict[str, Any] = {"name": member.name, "role": member.role, "width": member.width}
-        for suffix, scores in (("", own[WITHOUT]), ("_full", own[FULL])):
+        for suffix, trained_on in (("", WITHOUT), ("_full", FULL)):
+            scores = case_scores(own[trained_on])
             row |= {f"{metric}{suffix}": _rounded(scores[metric].mean()) for metric in METRICS}
         row["comparisons"] = [
             asdict(comparison)
             for comparison in _compare(own[WITHOUT], own[FULL], member.name, confidence, seed)
         ]
         rows.append(row)
-    scores = by_family[WITHOUT]
     return {
         "site": site,
-        "cases": int(scores["case"].nunique()),
-        "subjects": int(scores["subject"].nunique()),
+        "cases": int(card["case"].nunique()),
+        "subjects": int(card["subject"].nunique()),
         "members": rows,
     }
 
@@ -102,29 +99,21 @@ def _compare(
 ) -> list[Comparison]:
     found = []
     for metric in get_args(Metric):
-        wide = pd.DataFrame(
-            {
-                WITHOUT: without.groupby("subject")[metric].mean(),
-                FULL: full.groupby("subject")[metric].mean(),
-            }
-        ).dropna()
-        if len(wide):
-            comparison = compare_paired(
-                wide[WITHOUT].to_numpy(float),
-                wide[FULL].to_numpy(float),
-                name=f"{name}, {WITHOUT}",
-                against=f"{name}, {FULL}",
-                metric=metric,
-                sites="unseen",
-                confidence=confidence,
-                seed=seed,
+        values, others = by_subject(without, full, metric)
+        if len(values):
+            found.append(
+                compare_paired(
+                    values,
+                    others,
+                    name=f"{name}, {WITHOUT}",
+                    against=f"{name}, {FULL}",
+                    metric=metric,
+                    sites="unseen",
+                    confidence=confidence,
+                    seed=seed,
+                )
             )
-            found.append(comparison if len(wide) >= _ENOUGH else _without_intervals(comparison))
     return found
-
-
-def _without_intervals(comparison: Comparison) -> Comparison:
-    return replace(comparison, low=None, high=None, ratio_low=None, ratio_high=None, p_value=None)
 
 
 def _rounded(value: float) -> float | None:
