@@ -87,7 +87,7 @@ serve: $(STAMP) ## the champion over HTTP, on this machine only: http://127.0.0.
 	@$(if $(TASK),SEGDISTILL_TASK=$(TASK)) $(BIN)/bentoml serve --host 127.0.0.1 --port $(or $(PORT),3000)
 
 .PHONY: readme
-readme: $(STAMP) ## bring the README's and the studies' tables in step with the last evaluation
+readme: $(STAMP) ## bring the tables of README.md and docs/ in step with the committed reports
 	@$(BIN)/python -m pipelines.readme_table
 	@$(BIN)/python -m pipelines.study_tables
 

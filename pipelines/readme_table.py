@@ -1,4 +1,4 @@
-"""Bring the results block of README.md in step with what the evaluation wrote."""
+"""Bring the results blocks of README.md and docs/profiles.md in step with what the evaluations wrote."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,28 @@ _HEAD = (
     (":--", "--:", "--:", "--:", "--:", "--:", "--:", "--:"),
 )
 
+PAGES = {
+    Path("README.md"): Path("params.yaml"),
+    Path("docs/profiles.md"): Path("tasks/abdominal_ct/params.yaml"),
+}
+"""The pages with such a block, each with the parameters of the task whose results it shows."""
+
 Row = Mapping[str, Any]
 
 
 def results(reports: Path) -> list[str]:
-    """The lines of the block, from ``family.json`` and ``comparisons.json`` in ``reports``."""
-    family, comparisons = (read_json(reports / name) for name in ("family.json", "comparisons.json"))
+    """The lines of the block, from ``family.json``, ``comparisons.json`` and ``unseen.json``."""
+    family, comparisons, unseen = (
+        read_json(reports / name) for name in ("family.json", "comparisons.json", "unseen.json")
+    )
     return [
         *family_lines(family),
         "",
-        *verdict_lines(family),
+        *verdict_lines(family, comparisons),
         "",
         *comparison_lines(family, comparisons),
+        "",
+        unseen_line(unseen),
     ]
 
 
@@ -60,17 +70,32 @@ def _cells(member: Row, teacher: Row) -> tuple[str, ...]:
     )
 
 
-def verdict_lines(family: Sequence[Row]) -> list[str]:
+def verdict_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str]:
     """What is concluded about each student, with the structure and the site on which it loses most."""
+    unseen = {
+        pair["name"]: pair
+        for pair in comparisons
+        if pair["against"] == family[0]["name"]
+        and pair["sites"] == "unseen"
+        and pair["metric"] == "dice"
+    }
     lines = []
     for row in family:
         if row["role"] != "student" or row["retention_low"] is None:
             continue
         shown = "" if row["non_inferior"] else "not shown to be "
+        apart = ""
+        if (pair := unseen.get(row["name"])) and pair["ratio"] is not None:
+            apart = f"; {pair['ratio']:.2%}" + (
+                ""
+                if pair["ratio_low"] is None
+                else f" ({pair['ratio_low']:.2%} to {pair['ratio_high']:.2%})"
+            )
+            apart += " on the unseen site"
         structure = row["worst_structure"].replace("_", " ")
         lines.append(
-            f"- {row['name']}: {shown}non-inferior to the teacher (retention at least "
-            f"{row['retention_low']:.2%} with the whole interval); loses most in {structure} "
+            f"- {row['name']}: {shown}non-inferior to the teacher on the seen sites (retention at least "
+            f"{row['retention_low']:.2%} with the whole interval{apart}); loses most in {structure} "
             f"({-100 * row['worst_structure_loss']:+.1f} points) and on {row['worst_site']} "
             f"({-100 * row['worst_site_loss']:+.1f})"
         )
@@ -97,6 +122,13 @@ def comparison_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[
     return lines
 
 
+def unseen_line(unseen: Row) -> str:
+    """Every member's mean Dice on the real scans that no training saw."""
+    scans = ", ".join(case["case"] for case in unseen["cases"])
+    members = ", ".join(f"{model['name']} {model['dice']:.4f}" for model in unseen["models"])
+    return f"- Dice on real scans that no training saw ({scans}): {members}"
+
+
 def with_block(
     text: str, lines: Sequence[str], source: str = "README.md", opening: str = START, closing: str = END
 ) -> str:
@@ -115,16 +147,15 @@ def with_block(
 
 
 def main() -> None:
-    """Rewrite the block of the README in the current folder."""
-    task = yaml.safe_load(Path("params.yaml").read_text())["task"]
-    reports = Path("reports") / task
-    readme = Path("README.md")
-    old = readme.read_text()
-    new = with_block(old, results(reports))
-    if new != old:
-        with atomic_path(readme) as partial:
-            partial.write_text(new)
-    print(f"README.md: {'written from' if new != old else 'in step with'} {reports / 'family.json'}")
+    """Rewrite the blocks of the pages in the current folder."""
+    for page, params in PAGES.items():
+        reports = Path("reports") / yaml.safe_load(params.read_text())["task"]
+        old = page.read_text()
+        new = with_block(old, results(reports), str(page))
+        if new != old:
+            with atomic_path(page) as partial:
+                partial.write_text(new)
+        print(f"{page}: {'written from' if new != old else 'in step with'} {reports}")
 
 
 if __name__ == "__main__":
