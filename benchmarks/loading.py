@@ -15,12 +15,15 @@ from typing import Any
 import torch
 import yaml
 
+from pipelines.train import make_job
 from segdistill.network.architecture import Architecture
 from segdistill.network.unet import UNet
 from segdistill.runtime.plan import Plan
 from segdistill.training.device import has_bf16
+from segdistill.training.job import Job
+from segdistill.training.loop import training_cases
 from segdistill.training.losses import supervised_loss
-from segdistill.training.patches import Batch, PatchSampler, Small, read_cases
+from segdistill.training.patches import Batch, PatchSampler, Small
 
 BATCHES = 12
 _SETTLE = 2  # of them first, which don't count: memory is fetched, kernels are chosen
@@ -33,29 +36,40 @@ def main() -> None:
     task = parser.parse_args().task
     own = Path("tasks") / task / "params.yaml"
     params = yaml.safe_load((own if own.exists() else Path("params.yaml")).read_text())
-    plan = Plan.read(Path("models") / task / "plan.json")
-    cases = read_cases(Path("data/prepared") / task, "train", soft=Path("data/soft_labels") / task)
-    members = {"teacher": params["teacher"]} | {f"x{k}": v for k, v in params["students"].items()}
-    steps = max(member["steps"] for member in members.values())
-    small = Small.from_knobs(params["training"], steps, plan)
-    sampler = PatchSampler(
-        cases,
-        plan,
-        batch_size=params["training"]["batch_size"],
-        foreground_share=params["training"]["foreground_share"],
-        flip_left_right=params["training"]["flip_left_right"],
-        seed=params["seed"],
-        small=small,
-    )
     print("| member | patches | drawing, CPU s a step | training, CPU s a step | drawing's share |")
     print("|---|---|--:|--:|--:|")
-    for first in sorted({0, small.until}):
-        batches, drawing = _draw(sampler, range(first, first + BATCHES))
-        shape = " x ".join(map(str, batches[-1].image.shape))
-        for name, member in members.items():
-            training = _train(params, member, plan, batches)
+    for name, job in _jobs(params, task).items():
+        plan = Plan.read(Path(job.plan))
+        small = Small.from_knobs(job.training, job.steps, plan)
+        sampler = PatchSampler(
+            training_cases(job),
+            plan,
+            batch_size=job.training["batch_size"],
+            foreground_share=job.training["foreground_share"],
+            flip_left_right=job.training["flip_left_right"],
+            seed=job.seed,
+            small=small,
+        )
+        for first in sorted({0, small.until}):
+            batches, drawing = _draw(sampler, range(first, first + BATCHES))
+            training = _train(job, plan, batches)
+            shape = " x ".join(map(str, batches[-1].image.shape))
             share = drawing / (drawing + training)
             print(f"| {name} | {shape} | {drawing:.3f} | {training:.3f} | {share:.1%} |", flush=True)
+
+
+def _jobs(params: Mapping[str, Any], task: str) -> dict[str, Job]:
+    """The trainings of teacher and students, by name."""
+    places = {"plan": Path("models") / task / "plan.json", "data": Path("data/prepared") / task}
+    taught = {
+        "teacher": Path("models") / task / "teacher",
+        "soft_labels": Path("data/soft_labels") / task,
+    }
+    jobs = {"teacher": make_job(params, "teacher", None, name="teacher", **places)}
+    for key in params["students"]:
+        name = f"student-{key}"
+        jobs[name] = make_job(params, "student", key, name=name, **places, **taught)
+    return jobs
 
 
 def _draw(sampler: PatchSampler, steps: range) -> tuple[list[Batch], float]:
@@ -70,13 +84,10 @@ def _draw(sampler: PatchSampler, steps: range) -> tuple[list[Batch], float]:
     return batches, seconds
 
 
-def _train(
-    params: Mapping[str, Any], member: Mapping[str, Any], plan: Plan, batches: list[Batch]
-) -> float:
+def _train(job: Job, plan: Plan, batches: list[Batch]) -> float:
     """What a step of a member takes of all threads, CPU s; the labels alone, no teacher."""
-    knobs = params["training"]
-    width = float(member.get("width", 1.0))
-    network = UNet(Architecture.scaled(params["network"], width, plan.channels_out)).train()
+    knobs = job.training
+    network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     half = knobs["precision"] == "bf16" and has_bf16(torch.device("cpu"))
     began = 0.0

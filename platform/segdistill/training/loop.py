@@ -50,7 +50,7 @@ def train(job: Job, session: Session) -> None:
     torch.manual_seed(job.seed)
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out)).to(session.device)
     sampler = PatchSampler(
-        read_cases(Path(job.data), "train", soft=Path(job.soft_labels) if job.soft_labels else None),
+        training_cases(job),
         plan,
         batch_size=knobs["batch_size"],
         foreground_share=knobs["foreground_share"],
@@ -146,6 +146,18 @@ def train(job: Job, session: Session) -> None:
                     {"step": done, "loss": history[-1]["loss"] if history else None}, Path(name)
                 )
         began = time.perf_counter()  # validating and saving are no part of a step
+
+
+def training_cases(job: Job) -> list[TrainingCase]:
+    """The training split, with soft labels only where every patch's are heard.
+
+    They are larger than image and label together, so moving them along for nothing would more than
+    double the cost of drawing a patch. Unlabelled cases keep the label that they get from them.
+    """
+    cases = read_cases(Path(job.data), "train", soft=Path(job.soft_labels) if job.soft_labels else None)
+    if job.distillation and DistillationKnobs.from_params(job.distillation).hears_soft_labels:
+        return cases
+    return [replace(case, soft=None) for case in cases]
 
 
 @dataclass(frozen=True)

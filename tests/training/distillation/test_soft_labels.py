@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from segdistill.network.model import read_model, write_model
 from segdistill.runtime.plan import Plan
 from segdistill.training.distillation.soft_labels import compress, expand, write_soft_labels
 from segdistill.training.launch import run_here
+from segdistill.training.loop import training_cases
 from segdistill.training.patches import PatchSampler, read_cases
 from tests.training.toy import DISTILLATION, toy_job
 
@@ -91,6 +93,33 @@ def test_unlabelled_cases_are_for_students_alone(taught: Path) -> None:
     student = read_cases(taught / "data", "train", soft=taught / "soft")
     assert [case.case for case in student] == ["toy-0", *(case.case for case in alone)]
     assert set(np.unique(student[0].label)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "heard"),
+    [({"teaching": "stored"}, True), ({"teaching": "stored", "logit_weight": 0.0}, False), ({}, False)],
+    ids=["stored", "weight 0", "live"],
+)
+def test_soft_labels_move_along_only_where_they_are_heard(
+    taught: Path, change: dict[str, Any], heard: bool
+) -> None:
+    """Without a term that hears them, patches carry no soft labels; else nothing changes."""
+    job = toy_job(
+        taught, role="student", soft_labels=str(taught / "soft"), distillation=DISTILLATION | change
+    )
+    plan = Plan.read(taught / "plan.json")
+    cases = training_cases(job)
+    everything = read_cases(taught / "data", "train", soft=taught / "soft")
+    assert [case.case for case in cases] == [case.case for case in everything]
+    mine, all_along = (
+        PatchSampler(each, plan, batch_size=2, foreground_share=0.7, flip_left_right=True, seed=1).batch(
+            3
+        )
+        for each in (cases, everything)
+    )
+    assert torch.equal(mine.image, all_along.image)
+    assert torch.equal(mine.label, all_along.label)
+    assert (mine.soft is not None) is heard
 
 
 def test_a_student_learns_a_site_without_labels_from_its_teacher(taught: Path, tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ class DistillationKnobs:
         """Whether the teacher says anything at all after the start."""
         return bool(self.logit_weight or self.region_weight or self.context_weight)
 
+    @property
+    def hears_soft_labels(self) -> bool:
+        """Whether stored soft labels are heard in every patch, not only where a case has no label."""
+        return self.speaks and self.teaching == "stored"
+
 
 class FeatureTap:
     """Keeps what the levels of a network's decoder gave in its last pass, finest first."""
