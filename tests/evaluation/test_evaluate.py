@@ -107,9 +107,9 @@ def table(reports):
 
 
 def test_scorecard_has_a_row_per_model_case_and_structure(reports):
-    """Three models, five cases and two structures are thirty rows, none twice."""
+    """Three models, eight cases and two structures are forty-eight rows, none twice."""
     card = pd.read_csv(reports / "scorecard.csv")
-    assert len(card) == 3 * 5 * 2
+    assert len(card) == 3 * 8 * 2
     assert not card.duplicated(["model", "case", "structure"]).any()
     assert set(card.groupby("site")["held_out"].first().items()) == {("far", True), ("near", False)}
 
