@@ -81,21 +81,21 @@ def verdict_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str
     }
     lines = []
     for row in family:
-        if row["role"] != "student" or row["retention_low"] is None:
+        if row["role"] != "student":
             continue
         shown = "" if row["non_inferior"] else "not shown to be "
+        low = row["retention_low"]
+        seen = "without an interval" if low is None else f"at least {low:.2%} with the whole interval"
         apart = ""
-        if (pair := unseen.get(row["name"])) and pair["ratio"] is not None:
-            apart = f"; {pair['ratio']:.2%}" + (
-                ""
-                if pair["ratio_low"] is None
-                else f" ({pair['ratio_low']:.2%} to {pair['ratio_high']:.2%})"
+        if (pair := unseen.get(row["name"])) and pair["ratio_low"] is not None:
+            apart = (
+                f"; {pair['ratio']:.2%} ({pair['ratio_low']:.2%} to {pair['ratio_high']:.2%}) "
+                "on the unseen site"
             )
-            apart += " on the unseen site"
         structure = row["worst_structure"].replace("_", " ")
         lines.append(
-            f"- {row['name']}: {shown}non-inferior to the teacher on the seen sites (retention at least "
-            f"{row['retention_low']:.2%} with the whole interval{apart}); loses most in {structure} "
+            f"- {row['name']}: {shown}non-inferior to the teacher on the seen sites (retention "
+            f"{seen}{apart}); loses most in {structure} "
             f"({-100 * row['worst_structure_loss']:+.1f} points) and on {row['worst_site']} "
             f"({-100 * row['worst_site_loss']:+.1f})"
         )

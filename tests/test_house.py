@@ -371,6 +371,11 @@ def test_readme_says_where_a_student_fails() -> None:
     (line,) = verdict_lines([TEACHER, {**STUDENT, "non_inferior": True}], [PAIR])
     assert line.startswith("- student-x4: non-inferior to the teacher on the seen sites (")
     assert "unseen" not in line
+    (line,) = verdict_lines([TEACHER, {**STUDENT, "retention_low": None}], [PAIR])
+    assert line.startswith(
+        "- student-x4: not shown to be non-inferior to the teacher on the seen sites "
+    )
+    assert "(retention without an interval)" in line
 
 
 def test_readme_tells_of_the_real_scans() -> None:
