@@ -125,10 +125,14 @@ def test_demo_without_its_student_says_so(tmp_path: Path) -> None:
         demo.promote(tmp_path, PARAMS, FAMILY[:1])
 
 
-def test_summary_says_how_to_go_on(tmp_path: Path) -> None:
-    """The summary has the family's figures, the champion, the overlay and three commands, and warns."""
+def _summary(tmp_path: Path, version: int) -> str:
+    """The summary where v2 is the family's student and the champion is ``version``."""
     _site(tmp_path / "data/sites/brain_mri", "b", held_out=True)
-    write_json(tmp_path / "registry/brain_mri/champion.json", {"version": 2, "name": "student-x4"})
+    registry = tmp_path / "registry/brain_mri"
+    write_json(registry / "champion.json", {"version": version, "name": "student-x4"})
+    write_json(registry / "registered.json", {"teacher": {"version": 1}, "student-x4": {"version": 2}})
+    seen = {"name": "student-x4", "dice": 0.8123, "groups": {"gm": 0.8123}}
+    write_json(tmp_path / "reports/brain_mri/unseen.json", {"models": [seen]})
     asked = demo.choose(tmp_path / "data/sites/brain_mri")
     answered = demo.Answered(
         tmp_path / "demo/b-0.labels.nii.gz",
@@ -136,10 +140,17 @@ def test_summary_says_how_to_go_on(tmp_path: Path) -> None:
         {"csf": 0.5, "x": float("nan")},
         1.0,
     )
-    text = demo.summary(tmp_path, PARAMS, FAMILY, asked, answered)
+    return demo.summary(tmp_path, PARAMS, FAMILY, asked, answered)
+
+
+def test_summary_says_how_to_go_on(tmp_path: Path) -> None:
+    """The summary has the family's figures, the champion, the overlay and three commands, and warns."""
+    text = _summary(tmp_path, version=2)
+    assert "earlier family" not in text
     for said in (
         "SIMULATED",
         "Champion   v2 student-x4",
+        "Real scan  student-x4 on a scan never trained on: Dice 0.812",
         "mean Dice 0.500",
         "demo/b-0.png",
         "mlflow ui",
@@ -148,6 +159,13 @@ def test_summary_says_how_to_go_on(tmp_path: Path) -> None:
         "not a medical device",
     ):
         assert said in text
+
+
+def test_champion_of_an_earlier_family_is_named_as_such(tmp_path: Path) -> None:
+    """A champion that isn't in the family is said to be older, and gets none of the family's figures."""
+    text = _summary(tmp_path, version=7)
+    assert "Champion   v7 student-x4, of an earlier family" in text
+    assert "Real scan" not in text
 
 
 def test_family_table_is_aligned() -> None:
