@@ -321,14 +321,15 @@ def summary(
 ) -> str:
     """All that a person needs to know at the end, and how to go on.
 
-    A champion of an earlier family is named as such, and no figure of this family is given as its own.
+    A champion of another family is named as such, and no figure of this family is given as its own.
     """
     task = params["task"]
     champion = read_json(root / "registry" / task / "champion.json")
     registered = read_json(root / "registry" / task / "registered.json")
-    earlier = champion["version"] not in [entry["version"] for entry in registered.values()]
-    older = ", of an earlier family: it is what is served, until somebody promotes" if earlier else ""
-    real_scan = unseen_line(root / "reports" / task / "unseen.json", champion["name"])
+    if champion["version"] in [entry["version"] for entry in registered.values()]:
+        kin, real_scan = "", unseen_line(root / "reports" / task / "unseen.json", champion["name"])
+    else:
+        kin, real_scan = ", not of this family: it is what is served, until somebody promotes", []
     here = Path(sys.executable).parent
     tools = here.relative_to(root) if here.is_relative_to(root) else here
     scan = asked.image.relative_to(root)
@@ -344,12 +345,12 @@ def summary(
             "",
             *family_table(family),
             "",
-            f"Champion   v{champion['version']} {champion['name']}{older}",
+            f"Champion   v{champion['version']} {champion['name']}{kin}",
             f"Report     reports/{task}/report.html",
             f"Label map  {answered.labels.relative_to(root)} of {asked.case} from {where}: "
             f"mean Dice {float(np.nanmean(list(answered.dice.values()))):.3f}",
             f"Overlay    {answered.picture.relative_to(root)}",
-            *([] if earlier else real_scan),
+            *real_scan,
             "",
             "Go on with",
             f"  {f'the registry at {store}' if store.startswith('http') else registry}",

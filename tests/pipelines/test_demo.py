@@ -146,7 +146,7 @@ def _summary(tmp_path: Path, version: int) -> str:
 def test_summary_says_how_to_go_on(tmp_path: Path) -> None:
     """The summary has the family's figures, the champion, the overlay and three commands, and warns."""
     text = _summary(tmp_path, version=2)
-    assert "earlier family" not in text
+    assert "not of this family" not in text
     for said in (
         "SIMULATED",
         "Champion   v2 student-x4",
@@ -161,10 +161,10 @@ def test_summary_says_how_to_go_on(tmp_path: Path) -> None:
         assert said in text
 
 
-def test_champion_of_an_earlier_family_is_named_as_such(tmp_path: Path) -> None:
-    """A champion that isn't in the family is said to be older, and gets none of the family's figures."""
+def test_champion_of_another_family_is_named_as_such(tmp_path: Path) -> None:
+    """A champion that isn't of the family is said to be none of it, and gets none of the family's figures."""
     text = _summary(tmp_path, version=7)
-    assert "Champion   v7 student-x4, of an earlier family" in text
+    assert "Champion   v7 student-x4, not of this family" in text
     assert "Real scan" not in text
 
 
