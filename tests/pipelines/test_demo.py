@@ -162,7 +162,7 @@ def test_summary_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_champion_of_another_family_is_named_as_such(tmp_path: Path) -> None:
-    """A champion that isn't of the family is said to be none of it, and gets none of the family's figures."""
+    """A champion that isn't of the family is named so, and gets none of the family's figures."""
     text = _summary(tmp_path, version=7)
     assert "Champion   v7 student-x4, not of this family" in text
     assert "Real scan" not in text
