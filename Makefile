@@ -45,7 +45,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 .PHONY: demo
 demo: $(STAMP) ## the whole chain, simulated: train, distil, evaluate, promote, package, serve; TASK=abdominal_ct for CT
-	@$(BIN)/python -m pipelines.demo $(TASK)
+	@$(BIN)/python -m tools.demo $(TASK)
 
 .PHONY: real-person
 real-person: $(STAMP) ## every model on a real scan that no training saw (needs the trained family); TASK=abdominal_ct for CT
@@ -88,8 +88,8 @@ serve: $(STAMP) ## the champion over HTTP, on this machine only: http://127.0.0.
 
 .PHONY: readme
 readme: $(STAMP) ## bring the tables of README.md and docs/ in step with the committed reports
-	@$(BIN)/python -m pipelines.readme_table
-	@$(BIN)/python -m pipelines.study_tables
+	@$(BIN)/python -m tools.readme_table
+	@$(BIN)/python -m tools.study_tables
 
 .PHONY: lock
 lock: $(STAMP) ## write requirements.lock from what is installed now

@@ -12,16 +12,16 @@ import numpy as np
 import yaml
 
 from benchmarks import families, growth, packing, page, peak, pipelines
-from pipelines.demo import serve
 from pipelines.tune import validation_cases
 from segdistill.evaluation.machine import describe_machine
 from segdistill.files import write_json
 from segdistill.runtime.cpus import usable_cpus
 from segdistill.runtime.setting import Setting
-from segdistill.runtime.tune import tune
-from segdistill.runtime.tuned import Tolerance
+from segdistill.tuning.choice import Tolerance
+from segdistill.tuning.search import tune
 from segdistill.volume import read_label_map, read_volume, turned, write_volume
 from tests.interop.environment import nnunet_python
+from tools.demo import serve
 
 BRAIN = (182, 218, 182)  # voxels of 1 mm: the MNI152 template's field of view
 PRECISIONS = ("f32", "bf16", "int8")
@@ -138,7 +138,7 @@ def cold_start(given: argparse.Namespace, scan: Path, scratch: Path) -> dict[str
     return {"seconds": round(statistics.median(waited), 2), "starts": len(waited)}
 
 
-def operations(family: list[families.Member]) -> dict[str, Any]:
+def operations(family: list[families.Contender]) -> dict[str, Any]:
     """The network alone, on one window: operations a second, beside what the machine can do."""
     threads = usable_cpus()
     return {

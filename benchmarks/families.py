@@ -49,7 +49,7 @@ PLAN = Plan(
 
 
 @dataclass(frozen=True)
-class Member:
+class Contender:
     """A model in every form that a pipeline takes.
 
     Attributes:
@@ -67,7 +67,7 @@ class Member:
     nnunet: Path | None
 
 
-def make(folder: Path, norm: Norm) -> list[Member]:
+def make(folder: Path, norm: Norm) -> list[Contender]:
     """A family of plain nnU-Nets with random weights, with instance norm (as nnU-Net) or batch norm."""
     folder.mkdir(parents=True)
     plan = PLAN if norm == "instance" else replace(PLAN, convention="own")
@@ -96,14 +96,14 @@ def make(folder: Path, norm: Norm) -> list[Member]:
         if norm == "instance":
             nnunet = folder / f"{name}-nnunet"
             export_nnunet(read_model(folder / name, plan), plan, nnunet)
-        members.append(Member(name, bundle, folder / name, folder / "plan.json", nnunet))
+        members.append(Contender(name, bundle, folder / name, folder / "plan.json", nnunet))
     return members
 
 
-def trained(root: Path, task: str) -> list[Member]:
+def trained(root: Path, task: str) -> list[Contender]:
     """The family that the pipeline trained, teacher and students; empty where it hasn't run yet."""
     return [
-        Member(
+        Contender(
             name,
             Bundle.read(folder),
             root / "models" / task / name,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.families import Member
+from benchmarks.families import Contender
 from benchmarks.pipelines import compare, ours
 from segdistill.runtime.segment import ACTIVATIONS, peak_bytes
 from segdistill.runtime.setting import Setting
@@ -17,7 +17,7 @@ VOXEL_MM = 0.8
 
 
 def grow(
-    member: Member, setting: Setting, scratch: Path, say: Callable[[str], None]
+    member: Contender, setting: Setting, scratch: Path, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Segment made-up scans of growing size, each in a process of its own.
 

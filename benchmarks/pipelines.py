@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.families import Member
+from benchmarks.families import Contender
 from segdistill.runtime.cpus import usable_cpus
 from segdistill.runtime.setting import Setting
 
@@ -32,19 +32,19 @@ class Pipeline:
     command: tuple[str, ...]
 
 
-def ours(member: Member, name: str, setting: Setting) -> Pipeline:
+def ours(member: Contender, name: str, setting: Setting) -> Pipeline:
     """A member through the runtime."""
     words = (str(member.bundle.folder), json.dumps(setting.to_json()))
     return Pipeline(member.name, name, (sys.executable, "-m", "benchmarks.worker", "ours", *words))
 
 
-def monai(member: Member) -> Pipeline:
+def monai(member: Contender) -> Pipeline:
     """A member through MONAI's transforms and sliding windows."""
     words = (str(member.model), str(member.plan))
     return Pipeline(member.name, "MONAI", (sys.executable, "-m", "benchmarks.worker", "monai", *words))
 
 
-def nnunet(member: Member, python: Path) -> Pipeline:
+def nnunet(member: Contender, python: Path) -> Pipeline:
     """A member through nnU-Net's predictor."""
     worker = Path(__file__).with_name("nnunet_worker.py")
     words = (str(worker), str(member.nnunet), str(usable_cpus()))

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from segdistill.cohort.anatomies import make_anatomy
 from segdistill.files import SegdistillError
+from segdistill.simulation.anatomies import make_anatomy
 
 
 def main() -> None:

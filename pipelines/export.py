@@ -10,7 +10,7 @@ import yaml
 import segdistill
 from segdistill.files import SegdistillError, atomic_folder
 from segdistill.network.export import activations, agreement, export_onnx
-from segdistill.network.model import CARD, Model, TorchBackend, read_model
+from segdistill.network.model import MODEL_JSON, Model, TorchBackend, read_model
 from segdistill.network.quantise import quantise
 from segdistill.runtime.backend import OnnxBackend
 from segdistill.runtime.bundle import write_bundle
@@ -41,7 +41,7 @@ def main() -> None:
     count = params["export"]["calibration_cases"]
     calibration = training[:: max(1, len(training) // count)][:count]
     names = (
-        sorted(card.parent.name for card in args.models.glob(f"*/{CARD}"))
+        sorted(card.parent.name for card in args.models.glob(f"*/{MODEL_JSON}"))
         if args.all
         else [
             "teacher",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.evaluation.members import read_family, read_test_set
+from segdistill.evaluation.members import read_members, read_test_set
 from segdistill.evaluation.score import DECIMALS, make_scorecard, read_scorecard, write_table
 from segdistill.files import SegdistillError, write_json
 from segdistill.studies.leave_one_out import both, only_site, summarise
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
     params = yaml.safe_load(arguments.params.read_text())
-    family = read_family(arguments.bundles)
+    family = read_members(arguments.bundles)
     card = make_scorecard(
         family,
         only_site(read_test_set(arguments.sites), arguments.site),

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from segdistill.files import SegdistillError, read_json, write_json
-from serving.build import check_receipt, package
+from serving.packaging.bento import check_receipt, package
 
 
 def main() -> None:

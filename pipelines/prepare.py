@@ -6,10 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.cohort.manifest import read_sites
-from segdistill.cohort.prepare import hold_out, make_plan, prepare
 from segdistill.files import SegdistillError
 from segdistill.interop.ready import ready_plan
+from segdistill.sites.manifest import read_sites
+from segdistill.sites.prepare import hold_out, make_plan, prepare
 
 
 def main() -> None:

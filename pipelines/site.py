@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.cohort.anatomy import read_anatomy
-from segdistill.cohort.simulate import modality_of, simulate_site
 from segdistill.files import SegdistillError
+from segdistill.simulation.anatomy import read_anatomy
+from segdistill.simulation.simulate import modality_of, simulate_site
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from segdistill.files import atomic_path, read_json
 from segdistill.interop.ready import ready_network, take_teacher
-from segdistill.network.model import CARD, Role, write_model
+from segdistill.network.model import MODEL_JSON, Role, write_model
 from segdistill.registry.store import end_run, open_store, start_run
 from segdistill.runtime.plan import Plan
 from segdistill.training.job import Job
@@ -56,7 +56,7 @@ def main() -> None:
     places = dict.fromkeys(("plan", "data", "teacher", "soft_labels", "tracking"))
     record = {key: value for key, value in (job.to_json() | places).items() if value is not None}
     if args.teacher:
-        record["teacher_sha256"] = read_json(args.teacher / CARD)["weights_sha256"]
+        record["teacher_sha256"] = read_json(args.teacher / MODEL_JSON)["weights_sha256"]
 
     store = open_store(Path.cwd())
     run_id = start_run(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.cohort.manifest import read_sites, take_turns
 from segdistill.files import SegdistillError, read_json, write_json
-from segdistill.registry.champion import fetch
+from segdistill.registry.champion import fetch_bundle
 from segdistill.runtime.setting import Setting
-from segdistill.runtime.tune import Case, tune
-from segdistill.runtime.tuned import Tolerance
-from serving.build import check_receipt
+from segdistill.sites.manifest import read_sites, take_turns
+from segdistill.tuning.choice import Tolerance
+from segdistill.tuning.search import TuningCase, tune
+from serving.packaging.bento import check_receipt
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="segdistill-tune-") as scratch:
         bundle = Path(scratch) / "bundle"
-        fetch(arguments.root, promoted, bundle)
+        fetch_bundle(arguments.root, promoted, bundle)
         tuning = tune(
             bundle,
             cases,
@@ -48,11 +48,11 @@ def main() -> None:
     print(f"tune: v{promoted.version} {promoted.name} runs with {choice}, {arguments.out}")
 
 
-def validation_cases(sites: Path, count: int) -> list[Case]:
+def validation_cases(sites: Path, count: int) -> list[TuningCase]:
     """The first ``count`` validation cases when sites take turns; labelled ones before others."""
     by_site = [
         [
-            Case(folder / case.image, folder / case.label if case.label else None)
+            TuningCase(folder / case.image, folder / case.label if case.label else None)
             for case in sorted(site.cases, key=lambda case: (case.label is None, case.case))
             if case.split == "val"
         ]

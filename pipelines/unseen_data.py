@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from segdistill.cohort.unseen import make_unseen
 from segdistill.files import SegdistillError
+from segdistill.sites.unseen import make_unseen
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The service that answers at the bedside, and how it is built."""
+"""What runs in the hospital: the service, how it is packaged, and the contract between the two."""

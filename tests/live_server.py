@@ -63,7 +63,10 @@ def watched(folder: Path, **changes: str) -> dict[str, str]:
     (folder / "talk.log").touch()
     switches = ("BENTOML_DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "BENTOML_HOME")
     env = {name: value for name, value in os.environ.items() if name not in switches}
-    env |= {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "WATCH_LOG": str(folder / "talk.log")}
+    env |= {
+        "PYTHONPATH": os.pathsep.join(map(str, (site, ROOT, ROOT / "platform"))),
+        "WATCH_LOG": str(folder / "talk.log"),
+    }
     env |= {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     return env | changes
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segdistill.cohort.anatomy import Anatomy, read_anatomy, write_anatomy
+from segdistill.simulation.anatomy import Anatomy, read_anatomy, write_anatomy
 
 _MEANS = (0.0, 25.0, 22.0, 64.0, 87.0, 74.0, 70.0, 66.0, 79.0, 67.0, 85.0)
 

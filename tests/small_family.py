@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from segdistill.cohort.manifest import Case, Site
 from segdistill.files import write_json
+from segdistill.sites.manifest import Case, Site
 from tests.onnx_models import ball_file, threshold_bundle
 
 TASK = "brain_mri"

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.readme_table import (
+from segdistill.files import SegdistillError
+from segdistill.network.architecture import Architecture
+from tools.readme_table import (
     END,
     PAGES,
     START,
     comparison_lines,
     family_lines,
+    real_scans_line,
     results,
-    unseen_line,
     verdict_lines,
     with_block,
 )
-from segdistill.files import SegdistillError
-from segdistill.network.architecture import Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -384,7 +384,7 @@ def test_readme_tells_of_the_real_scans() -> None:
         "cases": [{"case": "s1"}, {"case": "s2"}],
         "models": [{"name": "teacher", "dice": 0.80862}, {"name": "student-x4", "dice": 0.79}],
     }
-    assert unseen_line(unseen) == (
+    assert real_scans_line(unseen) == (
         "- Dice on real scans that no training saw (s1, s2): teacher 0.8086, student-x4 0.7900"
     )
 

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from segdistill.cohort.anatomies.abdominal_ct import LABELS, SCAN, make_from
-from segdistill.cohort.anatomy import Anatomy, read_anatomy
+from segdistill.simulation.anatomies.abdominal_ct import LABELS, SCAN, make_from
+from segdistill.simulation.anatomy import Anatomy, read_anatomy
 
 SHAPE, SPACING = (60, 50, 40), 6.0
 

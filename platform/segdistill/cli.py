@@ -99,9 +99,9 @@ def site_add(
     Everything is checked on the way in; what is wrong is listed case by case, and then
     nothing is written.
     """
-    from segdistill.cohort.imports.layout import Pick
-    from segdistill.cohort.imports.site import Request, add_site
-    from segdistill.cohort.imports.split import read_fractions
+    from segdistill.sites.imports.layout import Pick
+    from segdistill.sites.imports.site import Request, add_site
+    from segdistill.sites.imports.split import read_fractions
 
     request = Request(
         name=name,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import page
-from benchmarks.families import Member
+from benchmarks.families import Contender
 from benchmarks.growth import make_scan
 from benchmarks.packing import pack_and_unpack
 from benchmarks.pipelines import Pipeline, compare, ours
@@ -20,7 +20,7 @@ from tests.onnx_models import threshold_bundle
 def member(tmp_path):
     """A bundle that finds what is brighter than 100."""
     bundle = threshold_bundle(tmp_path / "bundle", [100.0])
-    return Member("student-x4", bundle, tmp_path, tmp_path, None)
+    return Contender("student-x4", bundle, tmp_path, tmp_path, None)
 
 
 def test_side_by_side(tmp_path, member):

@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from segdistill.cohort.manifest import Case, Site
 from segdistill.evaluation.evaluate import Settings, evaluate
-from segdistill.evaluation.members import read_family, read_test_set
+from segdistill.evaluation.members import read_members, read_test_set
 from segdistill.evaluation.report import places, write_report
 from segdistill.evaluation.score import DECIMALS, make_scorecard, write_table
 from segdistill.evaluation.summary import family_table, training_pace
 from segdistill.evaluation.timing import measure_memory, median_run
 from segdistill.files import SegdistillError, write_json
+from segdistill.sites.manifest import Case, Site
 from segdistill.volume import write_label_map, write_volume
 from tests.onnx_models import ball_scan, threshold_bundle
 
@@ -179,7 +179,7 @@ def test_memory_is_the_fresh_process_own(inputs):
     """A process that measures with a lot of memory in use measures no more than one with little."""
     ballast = np.ones(80_000_000)  # 640 MB
     test_set = read_test_set(inputs / "sites")
-    memory = measure_memory(read_family(inputs / "bundles")[:1], test_set.cases[:1])
+    memory = measure_memory(read_members(inputs / "bundles")[:1], test_set.cases[:1])
     assert 30 < memory["peak_rss_mb"].iloc[0] < ballast.nbytes / 1e6 < 700
 
 
@@ -329,7 +329,7 @@ def test_other_files_of_the_report_folder_stay(reports):
 def test_scorecard_is_the_same_on_every_run(inputs, reports, tmp_path):
     """Scoring the same bundles on the same cases again gives the same bytes."""
     card = make_scorecard(
-        read_family(inputs / "bundles"), read_test_set(inputs / "sites"), 2.0, workers=1
+        read_members(inputs / "bundles"), read_test_set(inputs / "sites"), 2.0, workers=1
     )
     write_table(tmp_path / "card.csv", card, DECIMALS)
     assert (tmp_path / "card.csv").read_bytes() == (reports / "scorecard.csv").read_bytes()
@@ -339,7 +339,7 @@ def test_scorecard_is_the_same_on_every_run(inputs, reports, tmp_path):
 def test_processes_give_the_scorecard_of_one(inputs, reports, tmp_path):
     """Shared out over two processes, the rows are the same, in the same order."""
     card = make_scorecard(
-        read_family(inputs / "bundles"), read_test_set(inputs / "sites"), 2.0, workers=2
+        read_members(inputs / "bundles"), read_test_set(inputs / "sites"), 2.0, workers=2
     )
     write_table(tmp_path / "card.csv", card, DECIMALS)
     assert (tmp_path / "card.csv").read_bytes() == (reports / "scorecard.csv").read_bytes()
@@ -351,7 +351,7 @@ def test_a_bundle_of_other_structures_is_refused(inputs, tmp_path):
         tmp_path / "teacher", (50.0,), provenance={"name": "teacher", "role": "teacher", "width": 1.0}
     )
     with pytest.raises(SegdistillError, match="sites are labelled"):
-        make_scorecard(read_family(tmp_path), read_test_set(inputs / "sites"), 2.0, workers=1)
+        make_scorecard(read_members(tmp_path), read_test_set(inputs / "sites"), 2.0, workers=1)
 
 
 def test_a_tampered_bundle_is_refused(inputs, tmp_path):
@@ -362,7 +362,7 @@ def test_a_tampered_bundle_is_refused(inputs, tmp_path):
     with (tmp_path / "teacher" / "model.onnx").open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(SegdistillError, match=r"model\.onnx"):
-        make_scorecard(read_family(tmp_path), read_test_set(inputs / "sites"), 2.0, workers=1)
+        make_scorecard(read_members(tmp_path), read_test_set(inputs / "sites"), 2.0, workers=1)
 
 
 def test_a_label_map_on_another_grid_is_refused(inputs):
@@ -372,7 +372,7 @@ def test_a_label_map_on_another_grid_is_refused(inputs):
     far = [case for case in test_set.cases if case.site == "far"]
     mixed = dataclasses.replace(test_set, cases=(dataclasses.replace(near[0], label=far[0].label),))
     with pytest.raises(SegdistillError, match="not on the grid"):
-        make_scorecard(read_family(inputs / "bundles"), mixed, 2.0, workers=1)
+        make_scorecard(read_members(inputs / "bundles"), mixed, 2.0, workers=1)
 
 
 def test_nothing_is_reported_for_a_member_without_scores(inputs, reports):
@@ -381,5 +381,5 @@ def test_nothing_is_reported_for_a_member_without_scores(inputs, reports):
     timings, memory = pd.read_csv(reports / "timings.csv"), pd.read_csv(reports / "memory.csv")
     with pytest.raises(SegdistillError, match="control-x4"):
         family_table(
-            read_family(inputs / "bundles"), card[card["model"] != "control-x4"], timings, memory
+            read_members(inputs / "bundles"), card[card["model"] != "control-x4"], timings, memory
         )

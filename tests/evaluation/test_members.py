@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.cohort.manifest import Case, Site
 from segdistill.evaluation.members import (
     TestCase,
-    read_family,
+    read_members,
     read_test_set,
     spread_over_sites,
     width_label,
 )
 from segdistill.files import SegdistillError
+from segdistill.sites.manifest import Case, Site
 
 
 def bundle(folder: Path, name: str, role: str, width: float, **changes) -> None:
@@ -56,9 +56,9 @@ def test_family_is_ordered_by_width_with_controls_beside(tmp_path):
         ("student-x2", "student", 0.5),
     ):
         bundle(tmp_path, name, role, width)
-    names = [member.name for member in read_family(tmp_path)]
+    names = [member.name for member in read_members(tmp_path)]
     assert names == ["teacher", "student-x2", "control-x2", "student-x8", "control-x8"]
-    assert width_label(read_family(tmp_path)[3].width) == "1/8"
+    assert width_label(read_members(tmp_path)[3].width) == "1/8"
 
 
 @pytest.mark.parametrize("teachers", [0, 2])
@@ -68,14 +68,14 @@ def test_a_family_has_one_teacher(tmp_path, teachers):
     for number in range(teachers):
         bundle(tmp_path, f"teacher{number}", "teacher", 1.0)
     with pytest.raises(SegdistillError, match=f"{teachers} teachers"):
-        read_family(tmp_path)
+        read_members(tmp_path)
 
 
 def test_provenance_without_parameters_is_named(tmp_path):
     """A provenance file that lacks a figure is refused by its path."""
     bundle(tmp_path, "teacher", "teacher", 1.0, parameters=None)
     with pytest.raises(SegdistillError, match=r"teacher/provenance\.json"):
-        read_family(tmp_path)
+        read_members(tmp_path)
 
 
 def test_only_labelled_test_cases_are_scored(tmp_path):

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.demo import unseen_line
-from segdistill.cohort.pinned import WHEELS_VARIABLE
-from segdistill.cohort.protocol import read_protocol
-from segdistill.cohort.unseen import SOURCES, Group, make_unseen, read_unseen
 from segdistill.evaluation.unseen import check_unseen, in_words, score_groups
 from segdistill.files import SegdistillError, read_json, sha256_of, write_json
+from segdistill.sites.pinned import WHEELS_VARIABLE
+from segdistill.sites.protocol import read_protocol
+from segdistill.sites.unseen import SOURCES, Group, make_unseen, read_unseen
 from segdistill.volume import read_label_map, write_volume
 from tests.small_family import TASK, make_root
 from tests.surfaces import ellipsoid, gifti
+from tools.demo import real_scan_lines
 
 STRUCTURES = {1: "grey", 2: "white", 3: "deep"}
 GROUPS = {"grey": Group((2,), ("grey",)), "white": Group((1,), ("white", "deep"))}
@@ -111,7 +111,7 @@ def test_the_whole_stage_on_a_small_family(tmp_path: Path, monkeypatch: pytest.M
         "core": {"reference": [1], "predicted": ["structure_1"], "averaged": False},
     }
     # The family of the tests has a structure that no protocol knows.
-    monkeypatch.setattr("segdistill.cohort.unseen._check_structures", lambda *_: None)
+    monkeypatch.setattr("segdistill.sites.unseen._check_structures", lambda *_: None)
     monkeypatch.setenv(WHEELS_VARIABLE, str(tmp_path))
     data, out = tmp_path / "data", tmp_path / "out"
     (case,) = make_unseen(TASK, data, _package(tmp_path, groups))
@@ -130,7 +130,7 @@ def test_the_whole_stage_on_a_small_family(tmp_path: Path, monkeypatch: pytest.M
     assert len((out / "unseen.csv").read_text().splitlines()) == 1 + 3 * 2
     assert (out / "unseen.png").read_bytes().startswith(b"\x89PNG")
     assert any(line.startswith("Not in the mean: core") for line in in_words(body))
-    assert "student-x4" in unseen_line(out / "unseen.json", "student-x4")[0]
+    assert "student-x4" in real_scan_lines(out / "unseen.json", "student-x4")[0]
 
 
 def test_a_task_without_unseen_scans_gets_empty_reports(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_task_without_unseen_scans_gets_empty_reports(tmp_path: Path) -> None:
     assert make_unseen(TASK, tmp_path / "data", tmp_path / "no-sources") == ()
     body = check_unseen(tmp_path / "bundles" / TASK, tmp_path / "data", tmp_path / "out", TASK)
     assert body["models"] == []
-    assert unseen_line(tmp_path / "out" / "unseen.json", "teacher") == []
+    assert real_scan_lines(tmp_path / "out" / "unseen.json", "teacher") == []
 
 
 @pytest.mark.parametrize(

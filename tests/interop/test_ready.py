@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from segdistill.cohort.manifest import Case, Site
 from segdistill.files import SegdistillError
 from segdistill.interop.exporting import export_nnunet
 from segdistill.interop.importing import import_nnunet
@@ -14,6 +13,7 @@ from segdistill.interop.ready import ready_network, ready_plan, take_teacher
 from segdistill.network.architecture import Architecture
 from segdistill.network.model import read_model
 from segdistill.network.unet import UNet
+from segdistill.sites.manifest import Case, Site
 from segdistill.training.distillation.inherit import inherit
 from segdistill.training.losses import supervised_loss
 from tests.interop.test_interop import FLAT, PLAN, model

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
 from segdistill.network.export import activations, agreement, export_onnx
-from segdistill.network.model import CARD, WEIGHTS, TorchBackend, read_model, write_model
+from segdistill.network.model import MODEL_JSON, WEIGHTS, TorchBackend, read_model, write_model
 from segdistill.network.quantise import quantise
 from segdistill.network.unet import UNet, inference_parameters, macs, unfold_cells
 from segdistill.runtime.backend import OnnxBackend, OpenVinoBackend, as_float32
@@ -202,7 +202,7 @@ def test_flat_kernels_and_strides_are_kept(tmp_path: Path) -> None:
     assert flat.divisor == (4, 4, 2)
     torch.manual_seed(0)
     write_model(tmp_path / "a", UNet(flat), PLAN, name="a", role="teacher", width=1, training={})
-    body = json.loads((tmp_path / "a" / CARD).read_text())["architecture"]
+    body = json.loads((tmp_path / "a" / MODEL_JSON).read_text())["architecture"]
     assert body["strides"][1] == [2, 2, 1]
     network = read_model(tmp_path / "a", PLAN).network
     assert network.architecture == flat
@@ -246,9 +246,9 @@ def test_kernels_and_strides_that_make_no_network_are_refused(
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     """Weights that don't fit the architecture beside them are refused before they are used."""
     write_model(tmp_path / "m", _network(), PLAN, name="teacher", role="teacher", width=1.0, training={})
-    card = json.loads((tmp_path / "m" / CARD).read_text())
+    card = json.loads((tmp_path / "m" / MODEL_JSON).read_text())
     card["architecture"]["channels"] = [4, 8, 16]
-    (tmp_path / "m" / CARD).write_text(json.dumps(card))
+    (tmp_path / "m" / MODEL_JSON).write_text(json.dumps(card))
     with pytest.raises(SegdistillError, match="doesn't fit the architecture"):
         read_model(tmp_path / "m", PLAN)
 
@@ -256,7 +256,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 def test_a_model_of_another_plan_is_refused(tmp_path: Path) -> None:
     """Teacher and students share one plan: a model that was trained with another is not read."""
     write_model(tmp_path / "m", _network(), PLAN, name="teacher", role="teacher", width=1.0, training={})
-    with pytest.raises(SegdistillError, match=f"{CARD}.*another plan"):
+    with pytest.raises(SegdistillError, match=f"{MODEL_JSON}.*another plan"):
         read_model(tmp_path / "m", replace(PLAN, overlap=0.25))
 
 

@@ -16,7 +16,7 @@ from pipelines import champion as champion_stage
 from pipelines import register as register_stage
 from segdistill.cli import app
 from segdistill.files import read_json, write_json
-from segdistill.registry.champion import aliases, fetch, resolve
+from segdistill.registry.champion import aliases, fetch_bundle, resolve
 from segdistill.registry.lineage import read_lineage
 from segdistill.registry.promote import promote
 from segdistill.registry.register import model_name, register_family
@@ -171,7 +171,7 @@ def test_new_timings_make_no_version_and_new_figures_do(spare: Path) -> None:
 def test_the_sealed_bundle_tells_its_origin(root: Path, tmp_path: Path) -> None:
     """A version's bundle holds the exported network, a card, the data's hashes, the teacher's digest."""
     promote(root, TASK, "2", reason="to fetch it", alias="sealed")
-    bundle = fetch(root, resolve(root, TASK, "sealed"), tmp_path / "bundle")
+    bundle = fetch_bundle(root, resolve(root, TASK, "sealed"), tmp_path / "bundle")
     exported = Bundle.read(root / "bundles" / TASK / "student-x4")
     assert bundle.model.read_bytes() == exported.model.read_bytes()
     assert bundle.provenance["teacher"] == {
@@ -195,7 +195,7 @@ def test_fetching_copies_and_leaves_the_store_alone(root: Path, tmp_path: Path) 
     """Fetching a version gives files of their own, and no byte of the store changes."""
     promote(root, TASK, "1", reason="to fetch it", alias="copied")
     before = snapshot(root / "mlartifacts")
-    bundle = fetch(root, resolve(root, TASK, "copied"), tmp_path / "bundle")
+    bundle = fetch_bundle(root, resolve(root, TASK, "copied"), tmp_path / "bundle")
     (bundle.folder / "model.onnx").write_bytes(b"changed")
     assert snapshot(root / "mlartifacts") == before
 
@@ -212,17 +212,17 @@ def test_changed_files_in_the_store_are_not_fetched(spare: Path, tmp_path: Path)
     shutil.copytree(student, tmp_path / "kept")
     (student / "model.onnx").write_bytes(b"x" + (student / "model.onnx").read_bytes()[1:])
     with pytest.raises(BundleError, match=r"model\.onnx"):
-        fetch(spare, champion, target)
+        fetch_bundle(spare, champion, target)
     shutil.rmtree(student)
     shutil.copytree(next(iter(stored.values())), student)
     with pytest.raises(RegistryError, match="the version's tag says"):
-        fetch(spare, champion, target)
+        fetch_bundle(spare, champion, target)
     shutil.rmtree(student)
     with pytest.raises(RegistryError, match="can't be read"):
-        fetch(spare, champion, target)
+        fetch_bundle(spare, champion, target)
     assert not target.exists()
     shutil.copytree(tmp_path / "kept", student)
-    assert fetch(spare, champion, target).digest == champion.bundle_digest
+    assert fetch_bundle(spare, champion, target).digest == champion.bundle_digest
 
 
 def test_a_promotion_moves_the_alias_and_is_noted(root: Path) -> None:

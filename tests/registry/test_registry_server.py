@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from segdistill.registry.champion import fetch, resolve
+from segdistill.registry.champion import fetch_bundle, resolve
 from segdistill.registry.promote import promote
 from segdistill.registry.register import model_name, register_family
 from tests.live_server import Live, free_port, serve, strangers, watched
@@ -85,6 +85,6 @@ def _through(live: Live, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not any(entry.new for entry in register_family(root, TASK))
     promote(root, TASK, "student-x4", reason="test")
     champion = resolve(root, TASK, "champion")
-    bundle = fetch(root, champion, tmp_path / "bundle")
+    bundle = fetch_bundle(root, champion, tmp_path / "bundle")
     seal = (bundle.folder / "provenance.json").read_bytes()
     assert hashlib.sha256(seal).hexdigest() == champion.bundle_digest

@@ -8,6 +8,7 @@ from nibabel.orientations import axcodes2ornt
 from scipy.ndimage import map_coordinates
 
 from segdistill.files import SegdistillError
+from segdistill.runtime.memory_order import MemoryOrder
 from segdistill.runtime.plan import Normalisation, Structure
 from segdistill.runtime.preprocess import (
     foreground,
@@ -18,7 +19,6 @@ from segdistill.runtime.preprocess import (
 )
 from segdistill.runtime.resample import argmax_resampled, axis_weights, resample, target_size
 from segdistill.runtime.restore import Restorer, restore, winner
-from segdistill.runtime.turned import Turned
 from segdistill.volume import Volume
 from tests.onnx_models import ball_scan, make_plan
 
@@ -259,10 +259,10 @@ def test_turned_views(order, steps, shape):
     """However a volume is turned, along memory it is contiguous and back again it is the same."""
     stored = np.random.default_rng(0).random(shape, np.float32)
     view = stored[tuple(slice(None, None, step) for step in steps)].transpose(order)
-    turned = Turned.of(view)
-    along = turned.along_memory(view)
+    order = MemoryOrder.of(view)
+    along = order.along_memory(view)
     assert along.flags.c_contiguous
-    np.testing.assert_array_equal(turned.back(along), view)
+    np.testing.assert_array_equal(order.back(along), view)
     mask = view > 0.5
     for axis, counts in enumerate(slice_counts(mask)):
         others = tuple(other for other in range(3) if other != axis)

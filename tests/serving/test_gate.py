@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from serving.gate import UploadGate
+from serving.service.gate import UploadGate
 
 LIMIT = 100_000
 

@@ -14,7 +14,7 @@ from segdistill.registry.champion import resolve
 from segdistill.registry.promote import promote
 from segdistill.registry.register import register_family
 from segdistill.runtime.bundle import Bundle
-from serving import build
+from serving.packaging import bento as build
 from tests.live_server import ROOT, watched
 from tests.small_family import TASK, make_root
 
@@ -120,7 +120,7 @@ def test_the_tuning_of_another_version_is_not_packaged(root: Path) -> None:
 
 def test_finding_what_is_served_imports_nothing_that_segmenting_needs() -> None:
     """The process that watches over the workers, which wait for it, loads no engine and no reader."""
-    code = "import sys, serving.served; print(*sys.modules)"
+    code = "import sys, serving.contract; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

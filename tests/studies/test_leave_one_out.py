@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from segdistill.cohort.manifest import Case, Site
-from segdistill.cohort.prepare import hold_out, usable_cases
 from segdistill.evaluation.members import Member, TestCase, TestSet
 from segdistill.files import SegdistillError
+from segdistill.sites.manifest import Case, Site
+from segdistill.sites.prepare import hold_out, usable_cases
 from segdistill.studies.leave_one_out import FULL, WITHOUT, both, only_site, summarise
 
 MEMBER = Member("student-x4", "student", 0.25, 100, 1000, Path("bundle"))

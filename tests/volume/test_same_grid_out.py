@@ -10,8 +10,8 @@ from segdistill.volume import (
     VolumeError,
     read_label_map,
     read_volume,
+    reoriented,
     same_grid,
-    turned,
     write_label_map,
     write_volume,
 )
@@ -204,9 +204,9 @@ def test_turned_axes_leave_every_voxel_where_it_is(orientation):
     """In another axis order each value stays at its place, and turning back gives the array again."""
     array = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
     scan = Volume(array, np.diag([2.0, 3.0, 4.0, 1.0]) + np.eye(4, k=3) * 7)
-    other = turned(scan, orientation)
+    other = reoriented(scan, orientation)
     assert other.orientation == orientation
-    assert np.array_equal(turned(other, "RAS").array, array)
+    assert np.array_equal(reoriented(other, "RAS").array, array)
     for voxel in ((0, 0, 0), (3, 1, 5)):
         there = np.argwhere(other.array == array[voxel])[0]
         assert other.affine @ [*there, 1] == pytest.approx(scan.affine @ [*voxel, 1])

@@ -14,7 +14,7 @@ from segdistill.evaluation.machine import describe_machine
 from segdistill.evaluation.members import (
     Member,
     TestSet,
-    read_family,
+    read_members,
     read_test_set,
     spread_over_sites,
 )
@@ -103,7 +103,7 @@ def evaluate(
     Raises:
         SegdistillError: a bundle, site or case that can't be used; the message names it.
     """
-    family = read_family(bundles)
+    family = read_members(bundles)
     test_set = read_test_set(sites)
     timed = spread_over_sites(test_set.cases, settings.timing_cases)
     timings = timing.time_family(family, timed, progress=progress)

@@ -6,8 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from segdistill.cohort.manifest import Site, read_sites, take_turns
 from segdistill.files import SegdistillError, read_json
+from segdistill.sites.manifest import Site, read_sites, take_turns
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TestSet:
         return tuple(site for _, site in names)
 
 
-def read_family(bundles: Path) -> tuple[Member, ...]:
+def read_members(bundles: Path) -> tuple[Member, ...]:
     """Read who is in ``bundles``, the teacher first, then by width, each student before its control.
 
     Raises:

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from segdistill.cohort.unseen import Group, UnseenCase, read_unseen
-from segdistill.evaluation.members import Member, read_family
+from segdistill.evaluation.members import Member, read_members
 from segdistill.evaluation.overlays import PALETTE, shown_members, to_ras
 from segdistill.evaluation.score import write_table
 from segdistill.files import SegdistillError, atomic_path, write_json
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator
+from segdistill.sites.unseen import Group, UnseenCase, read_unseen
 from segdistill.volume import Volume, read_label_map, read_volume, same_grid
 
 COLUMNS = ("model", "case", "group", "dice", "volume_ml", "reference_ml")
@@ -119,7 +119,7 @@ def check_unseen(
 
     Args:
         bundles: ``bundles/TASK``.
-        data: ``data/unseen/TASK``, from :func:`~segdistill.cohort.unseen.make_unseen`.
+        data: ``data/unseen/TASK``, from :func:`~segdistill.sites.unseen.make_unseen`.
         out: ``reports/TASK``.
         task: the task's name.
         progress: told one line per model and case.
@@ -130,7 +130,7 @@ def check_unseen(
     Raises:
         SegdistillError: no family, a broken bundle or manifest, or a reference off its scan's grid.
     """
-    family, cases = read_family(bundles), read_unseen(data)
+    family, cases = read_members(bundles), read_unseen(data)
     rows: list[dict[str, Any]] = []
     kept: dict[str, NDArray[np.uint8]] = {}
     shown = [member.name for member in shown_members(family) if member.role != "control"]

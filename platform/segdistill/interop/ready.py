@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segdistill.cohort.manifest import Site
 from segdistill.files import SegdistillError, atomic_folder, read_json
 from segdistill.interop.importing import TEACHER
 from segdistill.network.architecture import Architecture
-from segdistill.network.model import CARD, WEIGHTS, Model, read_model
+from segdistill.network.model import MODEL_JSON, WEIGHTS, Model, read_model
 from segdistill.runtime.bundle import PLAN
 from segdistill.runtime.plan import Plan
+from segdistill.sites.manifest import Site
 
 
 def ready_plan(folder: Path, sites: Sequence[Site], task: str) -> Plan:
@@ -60,7 +60,7 @@ def ready_network(folder: Path, knobs: Mapping[str, Any]) -> dict[str, Any]:
         folder: what ``segdistill import-nnunet`` wrote.
         knobs: the ``network`` part of params.yaml; ``min_channels`` is taken from it.
     """
-    architecture = Architecture.from_json(read_json(folder / TEACHER / CARD)["architecture"])
+    architecture = Architecture.from_json(read_json(folder / TEACHER / MODEL_JSON)["architecture"])
     return {
         **knobs,
         "stages": len(architecture.channels),
@@ -81,6 +81,6 @@ def take_teacher(folder: Path, plan: Plan, out: Path) -> Model:
     """
     model = read_model(folder / TEACHER, plan)
     with atomic_folder(out) as partial:
-        for name in (WEIGHTS, CARD):
+        for name in (WEIGHTS, MODEL_JSON):
             shutil.copyfile(folder / TEACHER / name, partial / name)
     return model

@@ -18,7 +18,7 @@ from segdistill.runtime.plan import Plan
 Role = Literal["teacher", "student", "control"]
 
 WEIGHTS = "model.safetensors"
-CARD = "model.json"
+MODEL_JSON = "model.json"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def write_model(
         tensors = {name: value.contiguous() for name, value in own_tensors(network).items()}
         save_file(tensors, partial / WEIGHTS)
         write_json(
-            partial / CARD,
+            partial / MODEL_JSON,
             {
                 "name": name,
                 "role": role,
@@ -86,20 +86,20 @@ def read_model(folder: Path, plan: Plan) -> Model:
     Raises:
         SegdistillError: a file is missing or altered, or the model belongs to another plan.
     """
-    card = read_json(folder / CARD)
+    card = read_json(folder / MODEL_JSON)
     weights = folder / WEIGHTS
     if not weights.is_file() or sha256_of(weights) != card["weights_sha256"]:
         raise SegdistillError(f"{weights}: missing or altered since training. Run 'dvc repro' again.")
     if card["plan_sha256"] != plan.digest():
         raise SegdistillError(
-            f"{folder / CARD}: trained with another plan than the one given. Run 'dvc repro' so that "
-            "the whole family is trained with one plan."
+            f"{folder / MODEL_JSON}: trained with another plan than the one given. Run 'dvc repro' so "
+            "that the whole family is trained with one plan."
         )
     network = UNet(Architecture.from_json(card["architecture"]))
     own, saved = own_tensors(network), load_file(weights)
     if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in saved.items()}:
         raise SegdistillError(
-            f"{weights}: doesn't fit the architecture in {CARD}. Run 'dvc repro' again."
+            f"{weights}: doesn't fit the architecture in {MODEL_JSON}. Run 'dvc repro' again."
         )
     with torch.no_grad():
         for name, value in own.items():

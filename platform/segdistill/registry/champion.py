@@ -98,7 +98,7 @@ def resolve(root: Path, task: str, alias: str) -> Champion:
     )
 
 
-def fetch(root: Path, champion: Champion, target: Path) -> Bundle:
+def fetch_bundle(root: Path, champion: Champion, target: Path) -> Bundle:
     """Copy the champion's sealed bundle to ``target`` and check every digest of it.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from segdistill.cohort.manifest import MANIFEST, Site
 from segdistill.files import json_bytes
 from segdistill.registry.store import RegistryError
+from segdistill.sites.manifest import MANIFEST, Site
 
 # What decides how a model comes about; its knobs and data have digests of their own.
 _CODE = ("platform", "pipelines", "serving", "dvc.yaml", "requirements.lock")

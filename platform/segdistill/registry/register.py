@@ -21,7 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from segdistill.files import json_bytes
 from segdistill.registry.family import Member, control_of, read_family
 from segdistill.registry.lineage import Lineage, read_lineage
-from segdistill.registry.seal import CARD, seal
+from segdistill.registry.seal import CARD, seal_with_card
 from segdistill.registry.store import (
     RegistryError,
     Store,
@@ -111,7 +111,9 @@ def register_family(root: Path, task: str) -> list[Registered]:
             new = version is None
             if version is None:
                 target = Path(scratch) / member.name / BUNDLE_FOLDER
-                sealed = seal(source, target, member, control=control, teacher=teacher, lineage=lineage)
+                sealed = seal_with_card(
+                    source, target, member, control=control, teacher=teacher, lineage=lineage
+                )
                 version = _add(store, task, member, sealed, evidence, lineage)
             digest = version.tags[DIGEST_TAG]
             done.append(Registered(member.name, int(version.version), digest, new))

@@ -14,7 +14,7 @@ from segdistill.runtime.bundle import Bundle
 CARD = "card.md"
 
 
-def seal(
+def seal_with_card(
     source: Bundle,
     target: Path,
     member: Member,

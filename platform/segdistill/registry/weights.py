@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from segdistill.files import read_json
-from segdistill.network.model import CARD
-from segdistill.registry.champion import Champion, describe, fetch, objection
+from segdistill.network.model import MODEL_JSON
+from segdistill.registry.champion import Champion, describe, fetch_bundle, objection
 from segdistill.registry.promote import find_version
 from segdistill.registry.register import DIGEST_TAG, NAME_TAG
 from segdistill.registry.store import RegistryError, open_store
@@ -29,11 +29,11 @@ def trained_model(root: Path, task: str, which: str) -> tuple[Path, Plan]:
     name = version.tags[NAME_TAG]
     sealed = Champion(task, "", int(version.version), name, version.tags[DIGEST_TAG], objection(version))
     with tempfile.TemporaryDirectory(prefix="segdistill-fetch-") as scratch:
-        bundle = fetch(root, sealed, Path(scratch) / "bundle")
+        bundle = fetch_bundle(root, sealed, Path(scratch) / "bundle")
         wanted = bundle.provenance.get("weights_sha256")
         plan = bundle.plan
     folder = root / "models" / task / name
-    card = folder / CARD
+    card = folder / MODEL_JSON
     if wanted is None or not card.is_file() or read_json(card)["weights_sha256"] != wanted:
         commit = bundle.provenance.get("git_commit")
         remedy = f"'git checkout {commit} && dvc checkout models/{task}/{name}'" if commit else "DVC"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
 from segdistill.runtime import nnunet
+from segdistill.runtime.memory_order import MemoryOrder
 from segdistill.runtime.plan import STORED, Convention, Foreground, Normalisation, Plan
 from segdistill.runtime.resample import (
     AxisWeights,
@@ -28,7 +29,6 @@ from segdistill.runtime.resample import (
     resample,
     target_size,
 )
-from segdistill.runtime.turned import Turned
 from segdistill.volume import Volume, same_grid
 
 Step = Callable[[str], AbstractContextManager[Any]]
@@ -262,9 +262,9 @@ def foreground(
     if rule == "body":
         mask = body(array, spacing_mm)
     else:
-        turned = Turned.of(array)
-        along = turned.along_memory(array)
-        mask = turned.back(along > along.mean(dtype=np.float64) if rule == "above_mean" else along != 0)
+        order = MemoryOrder.of(array)
+        along = order.along_memory(array)
+        mask = order.back(along > along.mean(dtype=np.float64) if rule == "above_mean" else along != 0)
     if not mask.any():
         raise SegdistillError(f"the scan has no content: no voxel is {rule}. Check the export.")
     return mask
@@ -317,8 +317,8 @@ def normalise(
     Returns:
         ``array``: (array - mean) / standard deviation.
     """
-    turned = Turned.of(array)
-    along = turned.along_memory(array)
+    order = MemoryOrder.of(array)
+    along = order.along_memory(array)
     where: NDArray[np.bool_] | bool = True
     if how.scheme == "ct":
         if how.clip_hu is None or how.mean_hu is None or how.std_hu is None:
@@ -328,7 +328,7 @@ def normalise(
     else:
         if how.region == "filled":
             mask = nnunet.filled(mask)
-        inside = turned.along_memory(mask)
+        inside = order.along_memory(mask)
         mean, deviation = _moments(along, np.ones_like(inside) if how.region == "crop" else inside)
         where = inside if how.region == "filled" else True
     np.subtract(along, np.float32(mean), out=along, where=where)
@@ -346,8 +346,8 @@ def _moments(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float
 
 
 def _copy(view: NDArray[Any]) -> NDArray[Any]:
-    turned = Turned.of(view)
-    return turned.back(np.array(turned.along_memory(view), order="C"))
+    order = MemoryOrder.of(view)
+    return order.back(np.array(order.along_memory(view), order="C"))
 
 
 def flips(volume: Volume, plan: Plan) -> NDArray[np.float64]:
@@ -362,7 +362,7 @@ def flips(volume: Volume, plan: Plan) -> NDArray[np.float64]:
 
 def slice_counts(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     """How many voxels of a mask (X, Y, Z) each slice has, for the slices along each axis."""
-    slowest, *others = Turned.of(mask).order
+    slowest, *others = MemoryOrder.of(mask).order
     planes = mask.transpose(slowest, *others).view(np.uint8)
     counts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * 3
     counts[slowest] = np.array([np.count_nonzero(plane) for plane in planes], np.int64)

@@ -61,7 +61,7 @@ class Job:
         A run of the same digest may go on from its checkpoint; one of another must not.
         """
         from segdistill.network.model import (
-            CARD,
+            MODEL_JSON,
         )  # seconds of imports, which Ray's own actors do without
 
         data = Path(self.data)
@@ -73,7 +73,7 @@ class Job:
             "tracking": None,
             "plan": Plan.read(Path(self.plan)).digest(),
             "data": [sha256_of(path) for path in sorted(data.iterdir())],
-            "teacher": self.teacher and read_json(Path(self.teacher) / CARD)["weights_sha256"],
+            "teacher": self.teacher and read_json(Path(self.teacher) / MODEL_JSON)["weights_sha256"],
             "soft_labels": self.soft_labels and read_json(Path(self.soft_labels) / "index.json"),
             "code": [sha256_of(path) for path in sorted(code)],
         }

@@ -1,7 +1,7 @@
 """A scan: voxels and an affine in mm, read, checked and written."""
 
 from segdistill.volume.dicom import is_dicom, read_dicom_series
-from segdistill.volume.grid import Volume, VolumeError, check_volume, same_grid, turned
+from segdistill.volume.grid import Volume, VolumeError, check_volume, reoriented, same_grid
 from segdistill.volume.reading import read_label_map, read_volume
 from segdistill.volume.writing import write_label_map, write_volume
 
@@ -13,8 +13,8 @@ __all__ = [
     "read_dicom_series",
     "read_label_map",
     "read_volume",
+    "reoriented",
     "same_grid",
-    "turned",
     "write_label_map",
     "write_volume",
 ]

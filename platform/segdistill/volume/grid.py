@@ -72,7 +72,7 @@ def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
     return bool(np.linalg.norm(apart, axis=0).max() <= tolerance_mm)
 
 
-def turned(volume: Volume, orientation: str) -> Volume:
+def reoriented(volume: Volume, orientation: str) -> Volume:
     """The same voxels at the same places with the axes in another order or direction.
 
     Args:

@@ -1,0 +1,1 @@
+"""Simulated people and scanners, from real anatomies: the embedded cohort."""

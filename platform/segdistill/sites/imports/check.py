@@ -1,0 +1,86 @@
+"""One scan and its label map, read and checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from segdistill.files import SegdistillError
+from segdistill.sites.imports.labels import LabelMap
+from segdistill.sites.imports.scan import Scan
+from segdistill.volume import Volume, read_label_map, read_volume, same_grid
+
+INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What is fit to be written of a scan.
+
+    Attributes:
+        image: the scan, float32.
+        labels: (X, Y, Z) uint8 in the task's codes on the scan's grid, or None.
+    """
+
+    image: Volume
+    labels: npt.NDArray[np.uint8] | None
+
+
+def check_scan(scan: Scan, label_map: LabelMap) -> Checked | list[str]:
+    """Read a scan and its label map; return them, or all that is wrong with them.
+
+    Args:
+        scan: where its files are.
+        label_map: from its label codes to the task's.
+    """
+    wrong: list[str] = []
+    image = _read(read_volume, scan.image, wrong)
+    source = _read(read_label_map, scan.label, wrong) if scan.label else None
+    if image and not _oriented(image):
+        wrong.append(
+            f"{scan.image.name}: the header has no orientation (qform and sform codes are 0), "
+            "so left and right are unknown; convert the scan again from DICOM"
+        )
+    elif image and source and not same_grid(image, source):
+        wrong.append(f"scan and label map are not on the same grid: {_grid(image)} and {_grid(source)}")
+    labels = None
+    if source:
+        unknown = label_map.unknown(source.array)
+        if unknown:
+            wrong.append(f"unknown label code(s) {', '.join(unknown)}; say what they are with --labels")
+        else:
+            labels = label_map.apply(source.array)
+            if not labels.any():
+                wrong.append("the label map has no structure of the task, only background")
+    return wrong if wrong or image is None else Checked(image, labels)
+
+
+def compact(array: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """The same intensities as int16 where that loses nothing, which packs smaller, else as float32."""
+    if array.min() < INT16.min or array.max() > INT16.max:
+        return array
+    rounded = array.astype(np.int16)
+    return rounded if np.array_equal(rounded, array) else array
+
+
+def _read(reader: Any, path: Any, wrong: list[str]) -> Volume | None:
+    try:
+        volume: Volume = reader(path)
+    except (SegdistillError, OSError) as error:
+        wrong.append(str(error))
+        return None
+    return volume
+
+
+def _oriented(volume: Volume) -> bool:
+    if not isinstance(volume.header, nib.Nifti1Header):
+        return True  # MGZ always has one
+    return bool(volume.header["qform_code"] or volume.header["sform_code"])
+
+
+def _grid(volume: Volume) -> str:
+    spacing = " x ".join(f"{size:.4g}" for size in volume.spacing_mm)
+    origin = ", ".join(f"{value:.4g}" for value in volume.affine[:3, 3])
+    return f"shape {volume.array.shape}, {spacing} mm, {volume.orientation}, origin ({origin})"

@@ -1,0 +1,137 @@
+"""From the source's label codes to the task's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from segdistill.files import SegdistillError
+from segdistill.sites.protocol import BACKGROUND, Protocol
+
+SAME = "same"
+
+WIDEST = 1 << 20  # range of codes up to which a table is used
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """What each source code becomes.
+
+    Attributes:
+        codes: source code to the task's code, 0 for background; other source codes are unknown.
+        names: source code to its name in the source, for messages; may be empty.
+    """
+
+    codes: dict[int, int]
+    names: dict[int, str]
+
+    def unknown(self, labels: npt.NDArray[Any]) -> list[str]:
+        """The codes in ``labels`` (X, Y, Z) without a meaning in the task, named if the source does."""
+        strange = sorted(codes_in(labels) - set(self.codes))
+        return [f"{code} ({self.names[code]})" if code in self.names else str(code) for code in strange]
+
+    def apply(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """``labels`` (X, Y, Z) in the task's codes, uint8; every code must be known."""
+        codes = sorted(codes_in(labels))
+        if codes[-1] - codes[0] < WIDEST:
+            table = np.zeros(codes[-1] - codes[0] + 1, dtype=np.uint8)
+            table[np.array(codes) - codes[0]] = [self.codes[code] for code in codes]
+            return table[labels - np.int64(codes[0])]
+        mapped = np.zeros(labels.shape, dtype=np.uint8)
+        for code in codes:
+            mapped[labels == code] = self.codes[code]
+        return mapped
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """How the user (or the layout) says the source's labels are to be read.
+
+    Attributes:
+        by_code: source code to the task's code.
+        by_name: source name, in the form of :func:`plain`, to the task's code.
+    """
+
+    by_code: dict[int, int]
+    by_name: dict[str, int]
+
+    def label_map(self, names: Mapping[int, str] | None) -> LabelMap:
+        """The map for a label file whose codes the source gives ``names``; a code beats a name."""
+        named = {
+            code: self.by_name[plain(name)]
+            for code, name in (names or {}).items()
+            if plain(name) in self.by_name
+        }
+        return LabelMap({0: 0} | named | self.by_code, dict(names or {}))
+
+
+def codes_in(labels: npt.NDArray[Any]) -> set[int]:
+    """The codes that occur in an integer array, by counting where their range allows it."""
+    low, high = int(labels.min()), int(labels.max())
+    if high - low >= WIDEST:
+        return set(np.unique(labels).tolist())
+    counts = np.bincount((labels - np.int64(low)).ravel())
+    return set((np.flatnonzero(counts) + low).tolist())
+
+
+def plain(name: str) -> str:
+    """A label name without what differs between writers: case, spaces and hyphens."""
+    return name.strip().casefold().replace(" ", "_").replace("-", "_")
+
+
+def choose_labels(choice: str | None, protocol: Protocol) -> LabelChoice:
+    """Read the user's choice of how labels are mapped.
+
+    Args:
+        choice: None: names that equal the task's structures; ``same``: codes are the task's own; the
+            name of one of the protocol's maps, e.g. ``freesurfer``; or a YAML file of ``source code or
+            name: structure``, with an optional ``extends: MAP`` to start from a map.
+        protocol: the task's.
+
+    Raises:
+        SegdistillError: neither a map nor a file, or a file that names an unknown structure.
+    """
+    own = {plain(name): code for code, name in protocol.structures.items()} | {BACKGROUND: 0}
+    if choice is None:
+        return LabelChoice({}, own)
+    if choice == SAME:
+        return LabelChoice({code: code for code in protocol.structures}, {})
+    if choice in protocol.maps:
+        return LabelChoice(dict(protocol.maps[choice]), {})
+    path = Path(choice)
+    known = ", ".join(sorted([SAME, *protocol.maps]))
+    if not path.is_file():
+        raise SegdistillError(f"--labels {choice}: no such file and no built-in map ({known}).")
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SegdistillError(f"{path}: not a YAML file ({error}).") from error
+    if not isinstance(body, dict) or not body:
+        raise SegdistillError(f"{path}: give lines of 'source code or name: structure'.")
+    return _from_entries(path, body, protocol)
+
+
+def _from_entries(path: Path, body: dict[Any, Any], protocol: Protocol) -> LabelChoice:
+    base = body.pop("extends", None)
+    if base is not None and base not in protocol.maps:
+        known = ", ".join(sorted(protocol.maps))
+        raise SegdistillError(f"{path}: extends {base!r}, which is no built-in map ({known}).")
+    by_code = dict(protocol.maps[base]) if base else {}
+    by_name: dict[str, int] = {}
+    for key, structure in body.items():
+        try:
+            ours = protocol.code_of(structure)
+        except (KeyError, TypeError) as error:
+            names = ", ".join([*protocol.structures.values(), BACKGROUND])
+            raise SegdistillError(
+                f"{path}: {key}: {structure!r} is no structure of {protocol.task}. Use one of: {names}."
+            ) from error
+        if isinstance(key, int):
+            by_code[key] = ours
+        else:
+            by_name[plain(str(key))] = ours
+    return LabelChoice(by_code, by_name)

@@ -1,0 +1,70 @@
+"""Which layout a source folder has, and how to read it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from segdistill.files import SegdistillError
+from segdistill.sites.imports.bids import find_bids
+from segdistill.sites.imports.freesurfer import IMAGES, find_freesurfer
+from segdistill.sites.imports.nnunet import find_nnunet
+from segdistill.sites.imports.scan import Found
+
+Layout = Literal["bids", "nnunet", "freesurfer"]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Which files of a layout to take, where it offers several.
+
+    Attributes:
+        suffix: BIDS: suffix of the scans.
+        derivative: BIDS: derivative dataset of the label maps; None: any.
+        desc: BIDS: ``desc`` entity of the label maps; None: any.
+        image: FreeSurfer: ``orig.mgz`` or ``norm.mgz``; None: the first that all have.
+    """
+
+    suffix: str = "T1w"
+    derivative: str | None = None
+    desc: str | None = None
+    image: str | None = None
+
+
+def detect_layout(folder: Path) -> Layout:
+    """Tell the layout from what lies in the folder.
+
+    Raises:
+        SegdistillError: no such folder, no layout fits, or more than one.
+    """
+    if not folder.is_dir():
+        raise SegdistillError(f"{folder}: no such folder. Give --from the folder that holds the data.")
+    signs: dict[Layout, bool] = {
+        "bids": any(any(folder.glob(pattern)) for pattern in ("sub-*/anat", "sub-*/ses-*/anat")),
+        "nnunet": (folder / "dataset.json").is_file() and (folder / "imagesTr").is_dir(),
+        "freesurfer": any(any(folder.glob(f"*/mri/{image}")) for image in IMAGES),
+    }
+    fitting = [layout for layout, fits in signs.items() if fits]
+    if len(fitting) > 1:
+        raise SegdistillError(f"{folder}: looks like {' and '.join(fitting)}; say which with --layout.")
+    if not fitting:
+        raise SegdistillError(
+            f"{folder}: no known layout. Looked for sub-*/[ses-*/]anat (bids), dataset.json and "
+            "imagesTr (nnunet), and */mri/orig.mgz or norm.mgz (freesurfer). "
+            "Give the folder that holds these."
+        )
+    return fitting[0]
+
+
+def find_scans(folder: Path, layout: Layout, pick: Pick) -> Found:
+    """Find all scans of ``folder``, read as ``layout``.
+
+    Raises:
+        SegdistillError: no such folder, or it can't be read as that layout at all.
+    """
+    if not folder.is_dir():
+        raise SegdistillError(f"{folder}: no such folder. Give --from the folder that holds the data.")
+    if layout == "bids":
+        return find_bids(folder, pick.suffix, pick.derivative, pick.desc)
+    if layout == "nnunet":
+        return find_nnunet(folder)
+    return find_freesurfer(folder, pick.image)

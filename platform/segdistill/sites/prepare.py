@@ -1,0 +1,225 @@
+"""The plan, made from the training split, and the training cases as the networks see them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from segdistill.files import SegdistillError, atomic_folder, write_json
+from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.runtime.preprocess import preprocess, preprocess_label
+from segdistill.sites.manifest import Case, Site
+from segdistill.volume import Volume, check_volume, read_label_map, read_volume, same_grid
+
+_KEYS = {
+    *("modality", "orientation", "spacing_mm", "foreground"),
+    *("normalisation", "patch_size", "mode", "overlap"),
+}
+_SAMPLES = 100_000  # labelled voxels per case for the HU statistics, some several times in a small case
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case of the train or val split, with its files; ``label`` is None where there is none."""
+
+    site: Site
+    case: Case
+    image: Path
+    label: Path | None
+
+
+def usable_cases(sites: Iterable[tuple[Path, Site]]) -> list[Entry]:
+    """The cases that training may use, of all sites that aren't held out, in the sites' order.
+
+    These are the labelled cases of train and val, and the unlabelled ones of train: students learn
+    from those what their teacher makes of them.
+
+    Raises:
+        SegdistillError: train or val has no labelled case.
+    """
+    found = [
+        Entry(site, case, folder / case.image, None if case.label is None else folder / case.label)
+        for folder, site in sites
+        if not site.held_out
+        for case in site.cases
+        if case.split == "train" or (case.split == "val" and case.label is not None)
+    ]
+    for split in ("train", "val"):
+        if not any(entry.case.split == split and entry.label for entry in found):
+            raise SegdistillError(
+                f"no site has a labelled case in split {split!r}. Check 'split' of the sites."
+            )
+    return found
+
+
+def hold_out(sites: list[tuple[Path, Site]], name: str) -> list[tuple[Path, Site]]:
+    """The sites, one of them kept out of training as if its manifest said so.
+
+    Raises:
+        SegdistillError: no site of that name.
+    """
+    if name not in {site.site for _, site in sites}:
+        raise SegdistillError(
+            f"{name}: no such site; there are {', '.join(site.site for _, site in sites)}."
+        )
+    return [
+        (folder, replace(site, held_out=True) if site.site == name else site) for folder, site in sites
+    ]
+
+
+def make_plan(
+    sites: list[tuple[Path, Site]], knobs: Mapping[str, Any], *, task: str, stem_stride: int, stages: int
+) -> Plan:
+    """Make the plan; only training cases are looked at.
+
+    Args:
+        sites: folder and manifest of every site.
+        knobs: ``plan`` of ``params.yaml``. ``spacing_mm`` null means the median spacing of the training
+            split, per axis of the plan's orientation.
+        task: name of the task.
+        stem_stride: stride of the networks' first level, voxels.
+        stages: the networks' resolution levels.
+
+    Raises:
+        SegdistillError: a knob is missing, unknown or makes no sense, sites follow different label
+            protocols, or a training case can't be read.
+    """
+    if set(knobs) != _KEYS:
+        raise SegdistillError(
+            f"params.yaml: plan: expected exactly the keys {', '.join(sorted(_KEYS))}."
+        )
+    protocols = sorted({site.label_protocol for _, site in sites})
+    if len(protocols) > 1:
+        raise SegdistillError(
+            f"the sites follow different label protocols: {', '.join(protocols)}. Import them with one."
+        )
+    train = [entry for entry in usable_cases(sites) if entry.case.split == "train" and entry.label]
+    spacing = knobs["spacing_mm"]
+    if spacing is None:
+        spacing = median_spacing((read_volume(entry.image) for entry in train), knobs["orientation"])
+    if knobs["normalisation"] == "ct":
+        normalisation = hu_statistics((_read_pair(entry) for entry in train), sites[0][1].structures)
+    else:
+        normalisation = Normalisation(knobs["normalisation"])
+    return Plan.from_json(
+        {
+            "task": task,
+            **{key: knobs[key] for key in ("modality", "orientation", "foreground", "mode", "overlap")},
+            "spacing_mm": spacing,
+            "normalisation": vars(normalisation),
+            "patch_size": knobs["patch_size"],
+            "size_divisor": [stem_stride * 2 ** (stages - 1)] * 3,
+            "structures": [
+                vars(Structure(code, name)) for code, name in sorted(sites[0][1].structures.items())
+            ],
+            "label_protocol": protocols[0],
+        },
+        source="params.yaml: plan",
+    )
+
+
+def median_spacing(scans: Iterable[Volume], orientation: str) -> list[float]:
+    """Median voxel size in mm over scans, per axis of ``orientation``, rounded to micrometres."""
+    to = axcodes2ornt(tuple(orientation))
+    sizes = []
+    for scan in scans:
+        order = ornt_transform(to, io_orientation(scan.affine))[:, 0].astype(int)
+        sizes.append([scan.spacing_mm[axis] for axis in order])
+    return [round(float(size), 3) for size in np.median(sizes, axis=0)]
+
+
+def hu_statistics(
+    pairs: Iterable[tuple[Volume, Volume]], structures: Mapping[int, str]
+) -> Normalisation:
+    """The fixed CT normalisation from the labelled voxels of (scan, label map) pairs.
+
+    Clip to the 0.5 and 99.5 percentiles, then take mean and standard deviation (HU). As in nnU-Net
+    (Isensee et al., Nature Methods 2021) every case gives the same number of voxels, and mean and
+    deviation are of the voxels before the clip.
+
+    Raises:
+        SegdistillError: no labelled voxel at all.
+    """
+    values: list[NDArray[np.float64]] = []
+    for scan, label in pairs:
+        inside = scan.array[np.isin(label.array, list(structures))].astype(np.float64)
+        if len(inside):
+            values.append(inside[np.linspace(0, len(inside) - 1, _SAMPLES).round().astype(np.int64)])
+    pool = np.concatenate(values) if values else np.empty(0)
+    if not len(pool):
+        raise SegdistillError(
+            "no labelled voxel in the training split, so no CT normalisation. Check the labels."
+        )
+    low, high = np.percentile(pool, [0.5, 99.5])
+    return Normalisation(
+        "ct",
+        clip_hu=(float(low), float(high)),
+        mean_hu=float(pool.mean()),
+        std_hu=float(max(pool.std(), 1e-3)),
+    )
+
+
+def prepare(
+    sites: list[tuple[Path, Site]],
+    plan: Plan,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Preprocess the cases that training may use into ``out``.
+
+    Writes, whole or not at all, ``index.json`` (a list of case, site, subject, split, labelled, shape)
+    and per case ``CASE.image.npy`` ((1, X, Y, Z) float16, normalised, on the plan's grid) and, of the
+    labelled ones, ``CASE.label.npy`` ((X, Y, Z) uint8 channel indices, 0 background).
+
+    Returns:
+        The index.
+
+    Raises:
+        SegdistillError: a case can't be read, a label map isn't on its scan's grid, or the disk is full.
+    """
+    cases = usable_cases(sites)
+    index: list[dict[str, Any]] = []
+    with atomic_folder(out) as folder:
+        for number, entry in enumerate(cases, start=1):
+            scan = _read_scan(entry)
+            prepared = preprocess(scan, plan)
+            name = entry.case.case
+            np.save(folder / f"{name}.image.npy", prepared.array.astype(np.float16), allow_pickle=False)
+            if entry.label:
+                channels = preprocess_label(_read_label(entry, scan), plan, prepared.geometry)
+                np.save(folder / f"{name}.label.npy", channels, allow_pickle=False)
+            index.append(
+                {
+                    "case": name,
+                    "site": entry.site.site,
+                    "subject": entry.case.subject,
+                    "split": entry.case.split,
+                    "labelled": entry.label is not None,
+                    "shape": list(prepared.array.shape[1:]),
+                }
+            )
+            if progress:
+                progress(number, len(cases))
+        write_json(folder / "index.json", index)
+    return index
+
+
+def _read_scan(entry: Entry) -> Volume:
+    return check_volume(read_volume(entry.image), str(entry.image))
+
+
+def _read_label(entry: Entry, scan: Volume) -> Volume:
+    assert entry.label is not None  # noqa: S101 - callers ask for labelled cases only
+    label = read_label_map(entry.label)
+    if not same_grid(scan, label, tolerance_mm=1e-2):
+        raise SegdistillError(f"{entry.label}: not on the grid of {entry.image}. Import the site again.")
+    return label
+
+
+def _read_pair(entry: Entry) -> tuple[Volume, Volume]:
+    scan = _read_scan(entry)
+    return scan, _read_label(entry, scan)

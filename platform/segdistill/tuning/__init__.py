@@ -1,0 +1,1 @@
+"""Which way of running a bundle is fastest on this processor and keeps the Dice."""

@@ -1,0 +1,149 @@
+"""What is served: the record that packaging leaves, and the sealed bundle it names."""
+
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from segdistill.files import SegdistillError, read_json
+from segdistill.runtime.bundle import Bundle
+from segdistill.runtime.setting import Setting
+from segdistill.tuning.choice import chosen
+
+RECORD = "served.json"
+TUNING = "tuning.json"
+# BentoML adds a file of its own to a model; the sealed bundle lies beside it.
+BUNDLE = "bundle"
+HERE = Path(__file__).resolve().parent
+AGAIN = "Package it again with 'dvc repro --force --single-item package'."
+
+
+@dataclass(frozen=True)
+class Served:
+    """Exactly one version, and how it is served.
+
+    Attributes:
+        task: the task.
+        alias: the alias it was promoted to.
+        version: its number in the registry.
+        name: the family member it is.
+        bundle_digest: digest of its sealed bundle.
+        model: its exact tag in the BentoML store.
+        threads: CPU threads of the network; 0: as many as the process may use.
+        max_body_mb: largest upload, MB.
+    """
+
+    task: str
+    alias: str
+    version: int
+    name: str
+    bundle_digest: str
+    model: str
+    threads: int
+    max_body_mb: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return asdict(self)
+
+
+def bento_home(root: Path) -> Path:
+    """The BentoML store that belongs to a root: its ``bentos`` folder, unless BENTOML_HOME is set."""
+    return Path(os.environ.get("BENTOML_HOME") or root / "bentos").expanduser().resolve()
+
+
+def find_served() -> tuple[Served, Path]:
+    """The record of what is served and the folder of its bundle.
+
+    In a bento, the record lies beside this file. In the source tree it is the receipt of the last
+    packaging; with several tasks, SEGDISTILL_TASK names the one to serve.
+
+    Raises:
+        SegdistillError: nothing is packaged, or what was packaged is gone.
+    """
+    if (HERE / RECORD).exists():
+        import bentoml
+
+        served = _read(HERE / RECORD)
+        try:
+            return served, Path(bentoml.models.get(served.model).path) / BUNDLE
+        except bentoml.exceptions.NotFound as error:
+            raise SegdistillError(
+                f"The model {served.model} of this bento isn't in the BentoML store. "
+                "Import the bento again."
+            ) from error
+    root = HERE.parent
+    served = _read(_receipt(root))
+    tag, _, version = served.model.partition(":")
+    folder = bento_home(root) / "models" / tag / version / BUNDLE
+    if not folder.is_dir():
+        raise SegdistillError(f"{folder}: the packaged model is gone. {AGAIN}")
+    return served, folder
+
+
+def find_setting(served: Served, bundle: Bundle) -> tuple[Setting, str]:
+    """How the bundle is run, and a sentence that says why.
+
+    The tuning lies beside the record; SEGDISTILL_TUNING names another, made on the machine that serves.
+
+    Raises:
+        SegdistillError: it is of another bundle, or isn't one.
+    """
+    reference = Setting.reference(bundle.plan, served.threads)
+    named = os.environ.get("SEGDISTILL_TUNING")
+    beside = (
+        HERE / TUNING if (HERE / RECORD).exists() else HERE.parent / "registry" / served.task / TUNING
+    )
+    path = Path(named) if named else beside
+    if not named and not path.is_file():
+        return reference, f"{reference}: the reference; nothing was tuned"
+    tuning = read_json(path)
+    if isinstance(tuning, dict) and tuning.get("choice", 0) is None:
+        return reference, f"{reference}: the reference; nothing was tuned"
+    setting, why = chosen(tuning, bundle, str(path))
+    if served.threads:
+        setting = replace(setting, threads=served.threads)
+    return setting, why
+
+
+def verified(served: Served, folder: Path) -> Bundle:
+    """Read the bundle and check that it is the one that was promoted, to the last byte.
+
+    Raises:
+        BundleError: a file of the bundle doesn't have the digest its provenance states.
+        SegdistillError: it is another bundle.
+    """
+    bundle = Bundle.read(folder)
+    digest = bundle.digest
+    if digest != served.bundle_digest:
+        raise SegdistillError(
+            f"{folder}: the bundle's digest is {digest[:12]}, promoted was {served.bundle_digest[:12]} "
+            f"({served.name} v{served.version}). It is not served. {AGAIN}"
+        )
+    return bundle
+
+
+def _receipt(root: Path) -> Path:
+    found = {path.parent.name: path for path in sorted(root.glob("registry/*/bento.json"))}
+    packaged = {task: path for task, path in found.items() if read_json(path).get("bento")}
+    wanted = os.environ.get("SEGDISTILL_TASK")
+    if wanted:
+        packaged = {task: path for task, path in packaged.items() if task == wanted}
+    if not packaged:
+        raise SegdistillError(
+            "Nothing is packaged yet. Promote a version ('segdistill promote VERSION --reason ...', or "
+            "the alias 'champion' in the MLflow UI), then run 'dvc repro package'."
+        )
+    if len(packaged) > 1:
+        raise SegdistillError(
+            f"Several tasks are packaged ({', '.join(packaged)}): set SEGDISTILL_TASK to one."
+        )
+    return next(iter(packaged.values()))
+
+
+def _read(path: Path) -> Served:
+    body = read_json(path)
+    try:
+        return Served(**{entry.name: body[entry.name] for entry in fields(Served)})
+    except (KeyError, TypeError) as error:
+        raise SegdistillError(f"{path}: not a record of what is served ({error!r}). {AGAIN}") from error

@@ -1,0 +1,1 @@
+"""How the bento is built from exactly one registry version."""

@@ -1,0 +1,157 @@
+"""The service: one scan in, a label map on the same grid and volumes in ml out, over HTTP on the CPU."""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Nothing about the use of this service leaves the machine.
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+
+import bentoml
+from bentoml.validators import ContentType
+from starlette.responses import JSONResponse
+
+from segdistill.files import SegdistillError
+from serving.contract import find_served, find_setting, verified
+from serving.service.gate import UploadGate
+from serving.service.port import check_port
+
+# What segmenting needs is imported where a worker starts: the process that watches over the workers
+# loads this module, too, and they wait for it.
+if TYPE_CHECKING:
+    from segdistill.runtime.segment import Segmentation
+
+# The command line has asked, and remembers the answer, before this module was loaded.
+if _stats := sys.modules.get("bentoml._internal.utils.analytics.usage_stats"):
+    _stats.do_not_track.cache_clear()
+
+log = logging.getLogger("bentoml.segdistill")
+LABELS = "labels.nii.gz"
+DESCRIPTION = """\
+# segdistill
+
+One scan in, a label map on the same grid out. **Research use, not a medical device.**
+
+    curl -F scan=@scan.nii.gz -o labels.nii.gz http://127.0.0.1:3000/segment
+    curl -F scan=@scan.nii.gz http://127.0.0.1:3000/volumes
+
+`/segment` gives the label map (`.nii.gz`), and in its headers the model and the volumes, so that one
+pass gives all: `X-Segdistill-Model`, `-Version`, `-Digest` and `-Volumes-Ml`. `/volumes` gives the
+volumes as JSON.
+"""
+
+# Loopback unless the operator says otherwise (--host, or BENTOML_HOST in a container).
+HOST, PORT = "127.0.0.1", 3000
+
+
+class _Documented(bentoml.Service[Any]):  # type: ignore[misc]
+    """Shows our own description in OpenAPI, also when it is served from the source tree."""
+
+    @property
+    def doc(self) -> str:
+        return DESCRIPTION
+
+
+try:
+    SERVED, FOLDER = find_served()
+except SegdistillError as _error:
+    # BentoML shows its own errors as one line, all others with a traceback.
+    raise bentoml.exceptions.BentoMLException(str(_error)) from None
+
+
+@bentoml.service(
+    name=f"segdistill-{SERVED.task.replace('_', '-')}",
+    description=DESCRIPTION,
+    workers=1,
+    # One scan at a time has all cores; a few wait, the rest are told to come back (429).
+    threads=1,
+    traffic={"timeout": 600, "max_concurrency": 8},
+    http={"host": HOST, "port": PORT},
+    service_class=_Documented,
+)
+class Service:
+    """Serves exactly one sealed bundle; refuses to start on any other bytes."""
+
+    def __init__(self) -> None:
+        from segdistill.runtime.segment import Segmentator
+
+        bundle = verified(SERVED, FOLDER)
+        setting, why = find_setting(SERVED, bundle)
+        self.segmentator = Segmentator(bundle, setting=setting)
+        log.info("runs with %s", why)
+        self.model = {
+            "task": SERVED.task,
+            "name": SERVED.name,
+            "version": SERVED.version,
+            "bundle_digest": SERVED.bundle_digest,
+            "plan_digest": bundle.provenance["plan_sha256"],
+            "setting": setting.to_json(),
+        }
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
+    def check() -> None:
+        """Refuse to start, before any worker does, unless every digest is right and the port is free."""
+        try:
+            find_setting(SERVED, verified(SERVED, FOLDER))
+            check_port(HOST, PORT)
+        except SegdistillError as error:
+            raise bentoml.exceptions.BentoMLException(str(error)) from None
+
+    @bentoml.api(route="/segment")  # type: ignore[untyped-decorator]
+    def segment(
+        self, scan: Path, ctx: bentoml.Context
+    ) -> Annotated[Path, ContentType("application/gzip")]:
+        """Segment a scan (.nii or .nii.gz, form field `scan`) and give the label map on its grid."""
+        labels = Path(ctx.temp_dir) / LABELS
+        outcome = self._segment(scan, labels, ctx)
+        if isinstance(outcome, JSONResponse):
+            return outcome  # type: ignore[return-value]
+        ctx.response.headers.update(
+            {
+                "X-Segdistill-Model": SERVED.name,
+                "X-Segdistill-Version": str(SERVED.version),
+                "X-Segdistill-Digest": SERVED.bundle_digest,
+                "X-Segdistill-Volumes-Ml": json.dumps(_rounded(outcome.volumes_ml)),
+            }
+        )
+        return labels
+
+    @bentoml.api(route="/volumes")  # type: ignore[untyped-decorator]
+    def volumes(self, scan: Path, ctx: bentoml.Context) -> dict[str, Any]:
+        """Segment a scan (.nii or .nii.gz, form field `scan`) and give each structure's volume in ml."""
+        outcome = self._segment(scan, Path(ctx.temp_dir) / LABELS, ctx)
+        if isinstance(outcome, JSONResponse):
+            return outcome  # type: ignore[return-value]
+        return {
+            "volumes_ml": _rounded(outcome.volumes_ml),
+            "model": self.model,
+            "seconds": {step: round(wall, 4) for step, (wall, _) in outcome.timings.items()},
+            "notice": "Research use, not a medical device.",
+        }
+
+    def _segment(self, scan: Path, labels: Path, ctx: bentoml.Context) -> "Segmentation | JSONResponse":
+        start = time.perf_counter()
+        try:
+            outcome = self.segmentator.segment_file(scan, labels)
+        except SegdistillError as error:
+            # The client knows its file by another name than ours.
+            message = str(error).replace(str(scan), "scan").replace(str(labels), "label map")
+            log.info("refused: %s", message)
+            ctx.response.status_code = 400
+            return JSONResponse({"error": message})
+        log.info("segmented %s voxels in %.2f s", outcome.labels.shape, time.perf_counter() - start)
+        return outcome
+
+
+def _rounded(volumes_ml: dict[str, float]) -> dict[str, float]:
+    return {name: round(ml, 3) for name, ml in volumes_ml.items()}
+
+
+Service.add_asgi_middleware(  # type: ignore[attr-defined]
+    UploadGate, max_body_bytes=int(SERVED.max_body_mb * 1e6), paths=("/segment", "/volumes")
+)

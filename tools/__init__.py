@@ -1,0 +1,1 @@
+"""Beside the pipeline: the demo, and what brings the documents' tables and pictures in step."""
