@@ -26,7 +26,7 @@ def row(name: str, role: str, width: float, dice: float = 0.9) -> dict[str, Any]
         "parameters": int(1e6 * width**2),
         "macs": int(1e9 * width**2),
         "dice": dice,
-        "dice_unseen_site": dice - 0.05,
+        "dice_held_out_site": dice - 0.05,
         "nsd": 0.93,
         "hd95_mm": 2.5,
         "retention": dice / 0.9,

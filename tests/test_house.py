@@ -293,7 +293,7 @@ TEACHER = {
     "role": "teacher",
     "parameters": 5_000_000,
     "dice": 0.8875,
-    "dice_unseen_site": 0.75,
+    "dice_held_out_site": 0.75,
     "nsd": 0.9,
     "hd95_mm": 2.345,
     "retention": 1.0,
@@ -304,7 +304,7 @@ STUDENT = {
     "name": "student-x4",
     "role": "student",
     "parameters": 312_500,
-    "dice_unseen_site": None,
+    "dice_held_out_site": None,
     "retention": 0.98765,
     "retention_low": 0.98012,
     "non_inferior": False,
@@ -351,7 +351,11 @@ def test_readme_table_shows_what_is_saved() -> None:
 
 def test_readme_says_what_distillation_added() -> None:
     """Each student stands against its control on seen sites only, with interval, test and wins."""
-    others = [{**PAIR, "sites": "unseen"}, {**PAIR, "against": "teacher"}, {**PAIR, "metric": "hd95_mm"}]
+    others = [
+        {**PAIR, "sites": "held_out"},
+        {**PAIR, "against": "teacher"},
+        {**PAIR, "metric": "hd95_mm"},
+    ]
     assert comparison_lines([TEACHER, STUDENT, CONTROL], [*others, PAIR]) == [
         "- student-x4 minus control-x4, paired: +0.0123 Dice (95% interval +0.0040 to +0.0200, "
         "Wilcoxon p = 0.0039); higher on 9 of 10 subjects"
@@ -360,17 +364,17 @@ def test_readme_says_what_distillation_added() -> None:
 
 def test_readme_says_where_a_student_fails() -> None:
     """Whether it is shown to be as good as the teacher, and its worst structure and site."""
-    apart = {**PAIR, "against": "teacher", "sites": "unseen"}
+    apart = {**PAIR, "against": "teacher", "sites": "held_out"}
     apart |= {"ratio": 0.98848, "ratio_low": 0.97737, "ratio_high": 0.99262}
     (line,) = verdict_lines([TEACHER, STUDENT, CONTROL], [PAIR, apart])
     assert line == (
         "- student-x4: not shown to be non-inferior to the teacher on the seen sites "
-        "(retention at least 98.01% with the whole interval; 98.85% (97.74% to 99.26%) on the unseen "
+        "(retention at least 98.01% with the whole interval; 98.85% (97.74% to 99.26%) on the held-out "
         "site); loses most in basal ganglia (-3.2 points) and on site_c (-1.5)"
     )
     (line,) = verdict_lines([TEACHER, {**STUDENT, "non_inferior": True}], [PAIR])
     assert line.startswith("- student-x4: non-inferior to the teacher on the seen sites (")
-    assert "unseen" not in line
+    assert "held-out" not in line
     (line,) = verdict_lines([TEACHER, {**STUDENT, "retention_low": None}], [PAIR])
     assert line.startswith(
         "- student-x4: not shown to be non-inferior to the teacher on the seen sites "

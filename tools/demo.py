@@ -384,15 +384,15 @@ def real_scan_lines(path: Path, champion: str) -> list[str]:
 
 def family_table(family: Sequence[Mapping[str, Any]]) -> list[str]:
     """The family in aligned columns, one line per member under a heading."""
-    rows = [["member", "parameters", "Dice", "unseen site", "retention", "CPU s", "peak MB"]]
+    rows = [["member", "parameters", "Dice", "held-out site", "retention", "CPU s", "peak MB"]]
     for row in family:
-        unseen = row["dice_unseen_site"]
+        held_out = row["dice_held_out_site"]
         rows.append(
             [
                 row["name"],
                 f"{row['parameters']:,}",
                 f"{row['dice']:.4f}",
-                "none" if unseen is None else f"{unseen:.4f}",
+                "none" if held_out is None else f"{held_out:.4f}",
                 f"{row['retention']:.2%}",
                 f"{row['cpu_seconds']:.2f}",
                 f"{row['peak_rss_mb']:.0f}",

@@ -12,7 +12,7 @@ from segdistill.files import SegdistillError, atomic_path, read_json
 START = "<!-- family table: written by 'make readme', not by hand -->"
 END = "<!-- end of the family table -->"
 _HEAD = (
-    ("member", "parameters", "Dice", "Dice, unseen site", "NSD", "HD95, mm", "retention", "CPU s"),
+    ("member", "parameters", "Dice", "Dice, held-out site", "NSD", "HD95, mm", "retention", "CPU s"),
     (":--", "--:", "--:", "--:", "--:", "--:", "--:", "--:"),
 )
 
@@ -62,7 +62,7 @@ def _cells(member: Row, teacher: Row) -> tuple[str, ...]:
         str(member["name"]),
         shown("parameters", ",") + saved("parameters"),
         shown("dice", ".4f"),
-        shown("dice_unseen_site", ".4f"),
+        shown("dice_held_out_site", ".4f"),
         shown("nsd", ".4f"),
         shown("hd95_mm", ".2f"),
         shown("retention", ".2%"),
@@ -72,11 +72,11 @@ def _cells(member: Row, teacher: Row) -> tuple[str, ...]:
 
 def verdict_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str]:
     """What is concluded about each student, with the structure and the site on which it loses most."""
-    unseen = {
+    held_out = {
         pair["name"]: pair
         for pair in comparisons
         if pair["against"] == family[0]["name"]
-        and pair["sites"] == "unseen"
+        and pair["sites"] == "held_out"
         and pair["metric"] == "dice"
     }
     lines = []
@@ -87,10 +87,10 @@ def verdict_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str
         low = row["retention_low"]
         seen = "without an interval" if low is None else f"at least {low:.2%} with the whole interval"
         apart = ""
-        if (pair := unseen.get(row["name"])) and pair["ratio_low"] is not None:
+        if (pair := held_out.get(row["name"])) and pair["ratio_low"] is not None:
             apart = (
                 f"; {pair['ratio']:.2%} ({pair['ratio_low']:.2%} to {pair['ratio_high']:.2%}) "
-                "on the unseen site"
+                "on the held-out site"
             )
         structure = row["worst_structure"].replace("_", " ")
         lines.append(

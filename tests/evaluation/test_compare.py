@@ -130,7 +130,7 @@ def test_subjects_are_the_unit():
     }
     seen = found["student-x4", "control-x4", "dice", "seen"]
     assert seen.subjects == 2
-    assert found["student-x4", "control-x4", "dice", "unseen"].subjects == 1
+    assert found["student-x4", "control-x4", "dice", "held_out"].subjects == 1
     assert seen.difference == pytest.approx(0.1)
     teacher = found["student-x4", "teacher", "dice", "seen"]
     assert teacher.ratio == pytest.approx((0.6 + 0.8) / (0.7 + 0.9), abs=1e-5)

@@ -70,16 +70,16 @@ def test_dice_is_a_mean_over_structures_then_over_cases(table):
 
 def test_held_out_sites_stay_apart(table):
     """The held-out site has its own figures and no part in the others."""
-    assert table["teacher"]["dice_unseen_site"] == pytest.approx(0.4)
+    assert table["teacher"]["dice_held_out_site"] == pytest.approx(0.4)
     assert table["teacher"]["cases"] == 2
-    assert table["teacher"]["cases_unseen_site"] == 1
+    assert table["teacher"]["cases_held_out_site"] == 1
 
 
 def test_retention_is_against_the_teacher_on_the_same_cases(table):
     """The teacher retains 1.0, a student its share of the teacher's Dice."""
     assert table["teacher"]["retention"] == 1.0
     assert table["student-x4"]["retention"] == pytest.approx(0.5 / 0.7, abs=1e-5)
-    assert table["student-x4"]["retention_unseen_site"] == pytest.approx(0.3 / 0.4)
+    assert table["student-x4"]["retention_held_out_site"] == pytest.approx(0.3 / 0.4)
 
 
 def test_a_missed_structure_lowers_dice_and_is_counted(table):
@@ -102,8 +102,8 @@ def test_a_family_without_a_held_out_site_says_none():
     """No held-out site is None, not a figure."""
     rows = [row for row in ROWS if not row[2]]
     found = family_table(FAMILY, card(rows), TIMES, MEMORY)
-    assert found[0]["dice_unseen_site"] is None
-    assert found[1]["retention_unseen_site"] is None
+    assert found[0]["dice_held_out_site"] is None
+    assert found[1]["retention_held_out_site"] is None
 
 
 def test_a_member_without_timings_is_named():

@@ -26,7 +26,7 @@ class Comparison:
         name: the member looked at.
         against: the member it is compared with.
         metric: ``dice`` (a fraction, more is better) or ``hd95_mm`` (less is better).
-        sites: ``seen`` (took part in training) or ``unseen`` (held out).
+        sites: ``seen`` (took part in training) or ``held_out``.
         subjects: number of subjects, each with the mean over its cases.
         difference: mean over subjects of the metric of ``name`` minus that of ``against``.
         low: lower end of the interval of ``difference``; None with fewer than six subjects.
@@ -42,7 +42,7 @@ class Comparison:
     name: str
     against: str
     metric: Metric
-    sites: Literal["seen", "unseen"]
+    sites: Literal["seen", "held_out"]
     subjects: int
     difference: float
     low: float | None
@@ -65,10 +65,10 @@ class Comparison:
 def compare_family(
     family: Sequence[Member], card: pd.DataFrame, confidence: float, seed: int
 ) -> list[Comparison]:
-    """Every student against its control (same width) and the teacher, seen and unseen sites apart."""
+    """Every student against its control (same width) and the teacher, seen and held-out sites apart."""
     found = []
     for name, against in pairs(family):
-        for held_out, sites in ((False, "seen"), (True, "unseen")):
+        for held_out, sites in ((False, "seen"), (True, "held_out")):
             rows = card[card["held_out"] == held_out]
             own, other = (rows[rows["model"] == member] for member in (name, against))
             for metric in get_args(Metric):
@@ -146,7 +146,7 @@ def compare_paired(
         name: the member looked at.
         against: the member it is compared with.
         metric: what the values are.
-        sites: ``seen`` or ``unseen``.
+        sites: ``seen`` or ``held_out``.
         confidence: coverage of the interval.
         seed: of the resampling.
     """

@@ -45,7 +45,7 @@ _IN_METRICS = (
     "parameters",
     "macs",
     "dice",
-    "dice_unseen_site",
+    "dice_held_out_site",
     "nsd",
     "hd95_mm",
     "retention",

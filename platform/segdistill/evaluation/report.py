@@ -75,7 +75,7 @@ def _context(reports: Path) -> dict[str, Any]:
         "facts": facts,
         "all_simulated": set(facts["simulated"]) == set(facts["sites"]),
         "table": table,
-        "has_unseen": bool(facts["held_out"]),
+        "has_held_out": bool(facts["held_out"]),
         "comparisons": [c for c in comparisons if c.metric == "dice"],
         "distances": [c for c in comparisons if c.metric == "hd95_mm"],
         "verdicts": [

@@ -14,13 +14,13 @@ _SHARES = ("data_share", "teacher_share")  # of a training's time, in its learni
 #: Decimals of the figures in family.json.
 DECIMALS = {
     "dice": 5,
-    "dice_unseen_site": 5,
+    "dice_held_out_site": 5,
     "nsd": 5,
-    "nsd_unseen_site": 5,
+    "nsd_held_out_site": 5,
     "hd95_mm": 3,
-    "hd95_mm_unseen_site": 3,
+    "hd95_mm_held_out_site": 3,
     "retention": 5,
-    "retention_unseen_site": 5,
+    "retention_held_out_site": 5,
     "cpu_seconds": 4,
     "cpu_seconds_network": 4,
     "wall_seconds": 4,
@@ -75,7 +75,7 @@ def family_table(
     """The family's figures, one dictionary per member in family order.
 
     ``dice``, ``nsd`` and ``hd95_mm`` are means over structures, then over the test cases of sites that
-    took part in training; ``*_unseen_site`` the same on held-out sites (None without one).
+    took part in training; ``*_held_out_site`` the same on held-out sites (None without one).
     ``retention`` is Dice divided by the teacher's on the same cases. ``cpu_seconds`` is the median over
     timed cases of a scan's CPU seconds, reading to writing. ``parameter_reduction`` and
     ``cpu_reduction`` are shares of the teacher's that are saved. ``structures_missed`` counts structures
@@ -85,7 +85,7 @@ def family_table(
         SegdistillError: a member without scores or timings.
     """
     cases = case_scores(card)
-    seen, unseen = _means(cases[~cases["held_out"]]), _means(cases[cases["held_out"]])
+    seen, held_out = _means(cases[~cases["held_out"]]), _means(cases[cases["held_out"]])
     missed = missed_structures(card)
     whole = scan_seconds(timings)
     cpu, wall = _numbers(whole["cpu_s"]), _numbers(whole["wall_s"])
@@ -101,7 +101,7 @@ def family_table(
     table = []
     for member in family:
         name = member.name
-        own, other = seen[name], unseen.get(name, no_scores)
+        own, other = seen[name], held_out.get(name, no_scores)
         row: dict[str, Any] = {
             "name": name,
             "role": member.role,
@@ -109,8 +109,8 @@ def family_table(
             "parameters": member.parameters,
             "macs": member.macs,
             "retention": _ratio(own["dice"], seen[teacher.name]["dice"]),
-            "retention_unseen_site": _ratio(
-                other.get("dice"), unseen.get(teacher.name, no_scores).get("dice")
+            "retention_held_out_site": _ratio(
+                other.get("dice"), held_out.get(teacher.name, no_scores).get("dice")
             ),
             "cpu_seconds": cpu[name],
             "cpu_seconds_network": network[name],
@@ -119,11 +119,11 @@ def family_table(
             "parameter_reduction": 1 - member.parameters / teacher.parameters,
             "cpu_reduction": 1 - cpu[name] / cpu[teacher.name],
             "cases": int(((cases["model"] == name) & ~cases["held_out"]).sum()),
-            "cases_unseen_site": int(((cases["model"] == name) & cases["held_out"]).sum()),
+            "cases_held_out_site": int(((cases["model"] == name) & cases["held_out"]).sum()),
             "structures_missed": missed[name],
         }
         row |= {metric: own[metric] for metric in METRICS}
-        row |= {f"{metric}_unseen_site": other.get(metric) for metric in METRICS}
+        row |= {f"{metric}_held_out_site": other.get(metric) for metric in METRICS}
         table.append({key: _rounded(key, value) for key, value in row.items()})
     return table
 

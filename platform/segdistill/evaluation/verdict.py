@@ -96,12 +96,12 @@ def judge(
 #: What counts for beating a control, and how people call it.
 MEASURE_NAMES = {
     "dice": "Dice",
-    "dice_unseen_site": "Dice on the held-out site",
+    "dice_held_out_site": "Dice on the held-out site",
     "hd95_mm": "HD95",
 }
 _MEASURES = (
     ("dice", "dice", "seen"),
-    ("dice_unseen_site", "dice", "unseen"),
+    ("dice_held_out_site", "dice", "held_out"),
     ("hd95_mm", "hd95_mm", "seen"),
 )
 

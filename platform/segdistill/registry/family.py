@@ -20,7 +20,7 @@ class Member:
         parameters: count.
         macs: multiply-accumulates of one window.
         dice: mean over structures, then over seen-site test cases; a fraction.
-        dice_unseen_site: the same on held-out sites; None where no site is held out.
+        dice_held_out_site: the same on held-out sites; None where no site is held out.
         nsd: normalised surface Dice, a fraction.
         hd95_mm: 95th percentile Hausdorff distance, mm.
         retention: ``dice`` relative to the teacher's.
@@ -39,7 +39,7 @@ class Member:
     parameters: int
     macs: int
     dice: float
-    dice_unseen_site: float | None
+    dice_held_out_site: float | None
     nsd: float
     hd95_mm: float
     retention: float
@@ -63,7 +63,7 @@ class Member:
     @property
     def metrics(self) -> dict[str, float]:
         """The measured figures, by name."""
-        names = ("dice", "dice_unseen_site", "nsd", "hd95_mm", "retention", "retention_low", *_NOISY)
+        names = ("dice", "dice_held_out_site", "nsd", "hd95_mm", "retention", "retention_low", *_NOISY)
         return {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
 
     @property
