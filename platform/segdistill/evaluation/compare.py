@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def surely_better(self) -> bool:
-        """Whether the whole interval of the difference speaks for ``name``."""
+        """Whether the whole interval of the difference is in favour of ``name``."""
         if self.low is None or self.high is None:
             return False
         return self.high < 0 if self.metric == "hd95_mm" else self.low > 0

@@ -116,7 +116,7 @@ def evaluate(
     write_table(out / "memory.csv", memory, timing.MEMORY_DECIMALS)
     write_table(out / "calibration.csv", curves, calibration.DECIMALS)
     write_table(out / "scorecard.csv", card, DECIMALS)
-    # From here on the files speak: what anyone recomputes from them is what is reported.
+    # From here on the files as written are read: what anyone recomputes from them is what is reported.
     card = read_scorecard(out / "scorecard.csv")
     timings = pd.read_csv(out / "timings.csv")
     memory = pd.read_csv(out / "memory.csv")

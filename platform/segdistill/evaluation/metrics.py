@@ -77,7 +77,7 @@ def score_label_map(
             "both must be on the scan's grid."
         )
     voxel_ml = math.prod(spacing_mm) / 1000.0
-    # One pass finds all boxes; what follows then looks at a structure's own corner of the scan.
+    # One pass finds all boxes; what follows then needs only a structure's own part of the scan.
     boxes_predicted = _boxes(predicted, max(structures, default=0))
     boxes_reference = _boxes(reference, max(structures, default=0))
     scores = []

@@ -1,7 +1,7 @@
-"""Which way of running a bundle is fastest here, and still says what the reference says.
+"""Which way of running a bundle is fastest here, and keeps the Dice of the reference.
 
-Nothing is chosen that wasn't measured: a
-setting must keep the Dice of the reference, on real cases, structure by structure, within a tolerance.
+Every setting is measured on real cases before it can be chosen: its Dice, structure by structure, must stay
+within a tolerance of the Dice of the reference.
 """
 
 import json
