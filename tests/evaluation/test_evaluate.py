@@ -381,5 +381,10 @@ def test_nothing_is_reported_for_a_member_without_scores(inputs, reports):
     timings, memory = pd.read_csv(reports / "timings.csv"), pd.read_csv(reports / "memory.csv")
     with pytest.raises(SegdistillError, match="control-x4"):
         family_table(
-            read_members(inputs / "bundles"), card[card["model"] != "control-x4"], timings, memory
+            read_members(inputs / "bundles"),
+            card[card["model"] != "control-x4"],
+            timings,
+            memory,
+            dict.fromkeys(("teacher", "student-x4", "control-x4"), 0.1),
+            {},
         )

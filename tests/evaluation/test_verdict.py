@@ -8,7 +8,8 @@ import pytest
 
 from segdistill.evaluation.compare import compare_family
 from segdistill.evaluation.members import Member
-from segdistill.evaluation.verdict import Verdict, judge
+from segdistill.evaluation.verdict import judge
+from segdistill.family import Verdict
 
 FAMILY = (
     Member("teacher", "teacher", 1.0, 1, 1, Path("teacher")),
@@ -47,7 +48,7 @@ def card(student: float, control: float, held_out: float = 0.0, hd95: float = 0.
 
 def verdict(table: pd.DataFrame, margin: float = 0.013) -> Verdict:
     """The student's verdict."""
-    (found,) = judge(FAMILY, table, compare_family(FAMILY, table, 0.95, 1), margin)
+    (found,) = judge(FAMILY, table, compare_family(FAMILY, table, 0.95, 1), margin).values()
     return found
 
 
@@ -118,5 +119,5 @@ def test_without_a_control_nothing_is_said_about_it() -> None:
     """A family without controls has no answer to whether distillation earned its place."""
     table = card(student=-0.005, control=0.0)
     table = table[table["model"] != "control-x4"]
-    (found,) = judge(FAMILY[:2], table, compare_family(FAMILY[:2], table, 0.95, 1), 0.013)
+    (found,) = judge(FAMILY[:2], table, compare_family(FAMILY[:2], table, 0.95, 1), 0.013).values()
     assert found.beats_control is None

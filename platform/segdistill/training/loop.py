@@ -29,6 +29,7 @@ from segdistill.training.losses import supervised_loss
 from segdistill.training.patches import Batch, PatchSampler, Small, TrainingCase, ahead, read_cases
 from segdistill.training.session import Session
 from segdistill.training.tracking import Tracker
+from segdistill.volume.overlap import dice_by_code
 
 TERMS = ("supervised", "logit", "region", "context")  # of the loss, weights included
 LOG_STEPS = 25  # steps that one row of the learning curve averages
@@ -262,16 +263,9 @@ def structure_dice(network: UNet, cases: list[TrainingCase], plan: Plan) -> NDAr
     scores = []
     for case in cases:
         predicted = predict(case.image.astype(np.float32), quick, backend).argmax(axis=0)
-        scores.append(_dice(predicted, np.asarray(case.label), plan.channels_out))
+        label = np.asarray(case.label)
+        scores.append(dice_by_code(predicted, label, plan.channels_out - 1, in_reference=True))
     return np.array(scores)
-
-
-def _dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> NDArray[np.float64]:
-    pairs = np.bincount((label.astype(np.int64) * classes + predicted).ravel(), minlength=classes**2)
-    table = pairs.reshape(classes, classes)
-    dice = 2 * np.diag(table) / np.maximum(1, table.sum(axis=0) + table.sum(axis=1))
-    present = table.sum(axis=1) > 0
-    return np.asarray(np.where(present, dice, np.nan)[1:])
 
 
 class _Curve:
