@@ -249,6 +249,14 @@ def _anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_document_is_listed() -> None:
+    """docs/README.md has a line for each page beside it."""
+    listed = re.findall(r"^- \[([\w.]+)\]", (ROOT / "docs" / "README.md").read_text(), re.M)
+    assert sorted(listed) == sorted(
+        path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"
+    )
+
+
 def test_links_in_documents_exist() -> None:
     """Every link inside the repository leads to a file that is there, and to a heading in it."""
     broken, seen = [], 0

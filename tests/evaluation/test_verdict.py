@@ -116,7 +116,7 @@ def test_the_worst_structure_and_site_are_named() -> None:
 
 
 def test_without_a_control_nothing_is_said_about_it() -> None:
-    """A family without controls has no answer to whether distillation earned its place."""
+    """A family without controls has no answer to whether distillation added anything."""
     table = card(student=-0.005, control=0.0)
     table = table[table["model"] != "control-x4"]
     (found,) = judge(FAMILY[:2], table, compare_family(FAMILY[:2], table, 0.95, 1), 0.013).values()

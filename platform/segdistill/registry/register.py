@@ -209,7 +209,7 @@ def _add(
     tags |= {name: f"{value:.4f}" for name, value in shown(member).items()}
     tags |= verdict_tags(member)
     if member.verdict is not None and member.verdict.beats_control is False:
-        tags["warning"] = "distillation did not earn its place"
+        tags["warning"] = "distillation shows no gain over the control"
     tags |= identity
     version = store.client.create_model_version(
         model_name(task),
