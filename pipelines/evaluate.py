@@ -28,12 +28,13 @@ def main() -> None:
         progress=lambda line: print(f"evaluate: {line}", file=sys.stderr, flush=True),
     )
     for row in table:
-        unseen = row["dice_unseen_site"]
+        held_out = row.dice_held_out_site
         print(
-            f"{row['name']:<12} Dice {row['dice']:.4f}"
-            + (f" (held-out site {unseen:.4f})" if unseen is not None else "")
-            + f", retention {row['retention']:.2%}, {row['parameters']:,} parameters, "
-            f"{row['cpu_seconds']:.2f} CPU s a scan"
+            f"{row.name:<12} Dice {row.dice:.4f}"
+            + (f" (held-out site {held_out:.4f})" if held_out is not None else "")
+            + (f", retention {row.retention:.2%}" if row.retention is not None else "")
+            + f", {row.parameters:,} parameters, "
+            f"{row.cpu_seconds:.2f} CPU s a scan"
         )
 
 

@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
+from segdistill.family import Figures, read_family
 from segdistill.files import SegdistillError, atomic_path, read_json, write_json
 from segdistill.sites.manifest import read_sites
 from tools.children import child, environment, run, stop_politely
@@ -98,7 +99,7 @@ def main() -> None:
 
     step(1, "the pipeline: sites, teacher, students, evaluation, registry (dvc repro)")
     repro(root, pipeline)
-    family = read_json(root / "reports" / task / "family.json")
+    family = read_family(root / "reports" / task / "family.json")
 
     step(2, "the promotion: which version is to be served")
     promote(root, params, family)
@@ -142,14 +143,14 @@ def repro(root: Path, pipeline: Path) -> None:
     run([sys.executable, "-m", "dvc", "repro", str(file)], cwd=root)
 
 
-def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str, Any]]) -> None:
+def promote(root: Path, params: Mapping[str, Any], family: Sequence[Figures]) -> None:
     """Promote the x4 student, unless somebody has already promoted a version."""
     task, alias = params["task"], params["registry"]["alias"]
     champion = read_json(root / "registry" / task / "champion.json")
     if champion.get("version") is not None:
         print(f"{alias} is already v{champion['version']} {champion['name']}: kept")
         return
-    rows = {row["name"]: row for row in family}
+    rows = {row.name: row for row in family}
     if PROMOTED not in rows:
         raise SegdistillError(
             f"reports/{task}/family.json: it has no {PROMOTED}, which the demo promotes. Put x4 back "
@@ -157,11 +158,11 @@ def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str,
         )
     row, teacher = rows[PROMOTED], family[0]
     reason = (
-        f"make demo: {row['retention']:.1%} of the teacher's Dice "
-        f"at {row['cpu_seconds'] / teacher['cpu_seconds']:.0%} of its CPU time"
+        f"make demo: {_share(row.retention, 1)} of the teacher's Dice "
+        f"at {row.cpu_seconds / teacher.cpu_seconds:.0%} of its CPU time"
     )
     command = [sys.executable, "-m", "segdistill.cli", "promote", PROMOTED, "--task", task]
-    if not row["non_inferior"]:
+    if row.verdict is None or not row.verdict.non_inferior:
         print(f"{PROMOTED} isn't shown to be non-inferior; the demo promotes it all the same")
         command.append("--override")
     run([*command, "--alias", alias, "--reason", reason], cwd=root)
@@ -315,7 +316,7 @@ def _compared(asked: Asked, labels: Path, picture: Path, seconds: float) -> Answ
 def summary(
     root: Path,
     params: Mapping[str, Any],
-    family: Sequence[Mapping[str, Any]],
+    family: Sequence[Figures],
     asked: Asked,
     answered: Answered,
 ) -> str:
@@ -382,20 +383,24 @@ def real_scan_lines(path: Path, champion: str) -> list[str]:
     ]
 
 
-def family_table(family: Sequence[Mapping[str, Any]]) -> list[str]:
+def _share(value: float | None, decimals: int) -> str:
+    return "none" if value is None else f"{value:.{decimals}%}"
+
+
+def family_table(family: Sequence[Figures]) -> list[str]:
     """The family in aligned columns, one line per member under a heading."""
-    rows = [["member", "parameters", "Dice", "unseen site", "retention", "CPU s", "peak MB"]]
+    rows = [["member", "parameters", "Dice", "held-out site", "retention", "CPU s", "peak MB"]]
     for row in family:
-        unseen = row["dice_unseen_site"]
+        held_out = row.dice_held_out_site
         rows.append(
             [
-                row["name"],
-                f"{row['parameters']:,}",
-                f"{row['dice']:.4f}",
-                "none" if unseen is None else f"{unseen:.4f}",
-                f"{row['retention']:.2%}",
-                f"{row['cpu_seconds']:.2f}",
-                f"{row['peak_rss_mb']:.0f}",
+                row.name,
+                f"{row.parameters:,}",
+                f"{row.dice:.4f}",
+                "none" if held_out is None else f"{held_out:.4f}",
+                _share(row.retention, 2),
+                f"{row.cpu_seconds:.2f}",
+                f"{row.peak_rss_mb:.0f}",
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -63,7 +63,7 @@ def left_out_lines(sites: Sequence[Mapping[str, Any]]) -> list[str]:
         sites: what each ``leave_one_site_out/SITE.json`` holds.
     """
     lines = [
-        "| site left out | model | test subjects | Dice, seen | Dice, unseen | points | HD95, mm |",
+        "| site left out | model | subjects | Dice, with it | Dice, without it | points | HD95, mm |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for site in sites:

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-# Nothing about the use of this service leaves the machine.
-os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+from segdistill import telemetry
+
+# BentoML reads the switches while it is imported.
+os.environ.update(telemetry.OFF)
 
 import bentoml
 from bentoml.validators import ContentType

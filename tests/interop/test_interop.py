@@ -16,7 +16,7 @@ from segdistill.cli import app
 from segdistill.files import SegdistillError
 from segdistill.interop.exporting import export_nnunet
 from segdistill.interop.importing import import_nnunet, read_checkpoint
-from segdistill.interop.names import hand_over, our_axes, take_over, turned
+from segdistill.interop.names import hand_over, our_axes, reordered, take_over
 from segdistill.network.architecture import Architecture
 from segdistill.network.model import Model, read_model, write_model
 from segdistill.network.unet import UNet, own_tensors
@@ -88,7 +88,7 @@ def test_weights_come_back_through_every_order_of_axes(transpose: tuple[int, int
     for name, value in own_tensors(source).items():
         assert torch.equal(own_tensors(target)[name], value), name
     zyx = ("z", "y", "x")
-    assert turned([zyx[axis] for axis in transpose], axes) == ("x", "y", "z")
+    assert reordered([zyx[axis] for axis in transpose], axes) == ("x", "y", "z")
 
 
 def test_an_export_is_imported_as_the_same_model(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_bf16_network_says_nearly_the_same(tmp_path: Path) -> None:
 def test_large_inputs_are_run_at_their_own_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    """Compiled for one size, with sums for concatenations, the network still says the same."""
+    """Compiled for one size, with sums for concatenations, the network still gives the same."""
     if precision == "bf16" and "avx512_bf16" not in processor()["features"]:
         pytest.skip("this processor has no bf16")
     export_onnx(_network(norm="instance").eval(), PLAN, tmp_path / "model.onnx")

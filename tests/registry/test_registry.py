@@ -81,7 +81,7 @@ def test_every_member_is_a_version_with_what_a_person_compares(root: Path) -> No
         assert float(student[name]) == figures[name]
     for name in (
         "dice",
-        "dice_unseen_site",
+        "dice_held_out_site",
         "nsd",
         "hd95_mm",
         "retention",

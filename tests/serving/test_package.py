@@ -64,7 +64,7 @@ def test_the_way_from_nobody_promoted_to_a_bento(root: Path, package: Package) -
     name, version = receipt["bento"].split(":")
     bento = root / "bentos" / "bentos" / name / version
     rooms = {path.name for path in (bento / "src" / "segdistill").iterdir()}
-    assert rooms == {"__init__.py", "files.py", "runtime", "volume"}
+    assert rooms == {"__init__.py", "files.py", "runtime", "telemetry.py", "tuning", "volume"}
     requirements = (bento / "env" / "python" / "requirements.txt").read_text()
     assert "onnxruntime" in requirements
     for trainer in ("torch", "ray", "mlflow", "monai"):

@@ -171,7 +171,7 @@ def test_scans_without_labels_are_measured_against_the_reference(
     lost = next(row for row in found["rows"] if row["setting"]["backend"] == "openvino")
     assert lost["dice_change"] < -0.2
     assert not lost["within"]
-    assert found["choice"]["backend"] == "onnxruntime"  # the slower one that says the same
+    assert found["choice"]["backend"] == "onnxruntime"  # the slower one that gives the same label map
 
 
 def _tuning(bundle: Bundle) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator
 from segdistill.sites.unseen import Group, UnseenCase, read_unseen
 from segdistill.volume import Volume, read_label_map, read_volume, same_grid
+from segdistill.volume.overlap import dice_by_code
 
 COLUMNS = ("model", "case", "group", "dice", "volume_ml", "reference_ml")
 DECIMALS = {"dice": 5, "volume_ml": 3, "reference_ml": 3}
@@ -75,7 +76,7 @@ def score_groups(
     for name, group in groups.items():
         mask, truth = group_masks(predicted, reference, structures, group)
         found, true = int(np.count_nonzero(mask)), int(np.count_nonzero(truth))
-        dice = 2 * np.count_nonzero(mask & truth) / (found + true) if found + true else math.nan
+        (dice,) = dice_by_code(mask.view(np.uint8), truth.view(np.uint8), 1)
         scores.append(GroupScore(name, float(dice), found * voxel_ml, true * voxel_ml))
     return scores
 

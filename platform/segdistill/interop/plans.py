@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError
-from segdistill.interop.names import our_axes, turned
+from segdistill.interop.names import our_axes, reordered
 from segdistill.network.architecture import Architecture
 from segdistill.runtime.plan import STORED, Normalisation, Plan, Structure
 
@@ -92,10 +92,10 @@ def understand(
             task=task or name,
             modality="ct" if normalisation.scheme == "ct" else "mri",
             orientation=orientation or _READERS[plans["image_reader_writer"]],
-            spacing_mm=turned([float(size) for size in body["spacing"]], axes),
+            spacing_mm=reordered([float(size) for size in body["spacing"]], axes),
             foreground="nonzero",
             normalisation=normalisation,
-            patch_size=turned([int(size) for size in body["patch_size"]], axes),
+            patch_size=reordered([int(size) for size in body["patch_size"]], axes),
             size_divisor=architecture.divisor,
             mode="windows",
             overlap=0.5,
@@ -173,7 +173,7 @@ def _architecture(
 
     def triples(name: str) -> tuple[tuple[int, int, int], ...]:
         sizes = [[size] * 3 if isinstance(size, int) else size for size in each(name, levels)]
-        return tuple(turned([int(step) for step in size], axes) for size in sizes)
+        return tuple(reordered([int(step) for step in size], axes) for size in sizes)
 
     convolutions = {*each("n_conv_per_stage", levels), *each("n_conv_per_stage_decoder", levels - 1)}
     norm = {"eps": 1e-5, "affine": True, **(parts.get("norm_op_kwargs") or {})}

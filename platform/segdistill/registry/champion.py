@@ -31,7 +31,7 @@ class Champion:
         version: the version's number.
         name: the family member it is, e.g. ``student-x4``.
         bundle_digest: digest of its sealed bundle, from the version's tag.
-        objection: what speaks against serving it, see :func:`objection`; MLflow's UI lets it pass.
+        objection: why it should not be served, see :func:`objection`; MLflow's UI lets it pass.
     """
 
     task: str
@@ -141,7 +141,7 @@ def describe(version: ModelVersion) -> str:
 
 
 def objection(version: ModelVersion) -> str:
-    """What speaks against serving a version, to follow its name; empty if nothing does."""
+    """Why a version should not be served, to follow its name; empty if nothing is against it."""
     role = version.tags.get(ROLE_TAG)
     if role == "control":
         return "is a control, made only to show what distillation adds. Promote the student beside it."

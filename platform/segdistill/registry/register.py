@@ -18,8 +18,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from segdistill.family import Figures, control_of, read_family
 from segdistill.files import json_bytes
-from segdistill.registry.family import Member, control_of, read_family
+from segdistill.registry.evidence import repeatable, shown, verdict_tags
 from segdistill.registry.lineage import Lineage, read_lineage
 from segdistill.registry.seal import CARD, seal_with_card
 from segdistill.registry.store import (
@@ -121,7 +122,11 @@ def register_family(root: Path, task: str) -> list[Registered]:
 
 
 def _evidence(
-    source: Bundle, member: Member, control: Member | None, teacher: Mapping[str, str], lineage: Lineage
+    source: Bundle,
+    member: Figures,
+    control: Figures | None,
+    teacher: Mapping[str, str],
+    lineage: Lineage,
 ) -> str:
     """Digest of what makes a version another one: its bytes, what they come from, how good they are.
 
@@ -129,15 +134,15 @@ def _evidence(
     """
     body = {
         "bundle": source.digest,
-        "figures": [member.quality, control.quality if control else None],
-        "verdicts": member.verdicts,
+        "figures": [repeatable(member), repeatable(control) if control else None],
+        "verdicts": verdict_tags(member),
         "teacher": dict(teacher),
         "data": lineage.hashes,
     }
     return hashlib.sha256(json_bytes(body)).hexdigest()
 
 
-def _teacher_of(member: Member, teachers: list[Member], found: Mapping[str, Path]) -> dict[str, str]:
+def _teacher_of(member: Figures, teachers: list[Figures], found: Mapping[str, Path]) -> dict[str, str]:
     if member.role != "student" or not teachers:
         return {}
     name = teachers[0].name
@@ -159,7 +164,7 @@ def _ensure_model(store: Store, task: str) -> None:
 
 
 def _add(
-    store: Store, task: str, member: Member, sealed: Bundle, evidence: str, lineage: Lineage
+    store: Store, task: str, member: Figures, sealed: Bundle, evidence: str, lineage: Lineage
 ) -> ModelVersion:
     """Log the sealed bundle with a run of its own, then add the version: the last step, so that a
     failure before it leaves no version.
@@ -194,17 +199,17 @@ def _add(
         store.client.log_model_artifacts(model.model_id, str(sealed.folder.parent))
         store.client.finalize_logged_model(model.model_id, "READY")
         store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        log_metrics(store, run_id, member.metrics, model_id=model.model_id)
+        log_metrics(store, run_id, shown(member), model_id=model.model_id)
         end_run(store, run_id)
     except BaseException:
         end_run(store, run_id, "FAILED")
         raise
     # The UI's list shows tags in this order: what a person compares, before the digests.
     tags = {NAME_TAG: member.name, "role": member.role, "width": member.width}
-    tags |= {name: f"{value:.4f}" for name, value in member.metrics.items()}
-    tags |= member.verdicts
-    if member.beats_control is False:
-        tags["warning"] = "distillation did not earn its place"
+    tags |= {name: f"{value:.4f}" for name, value in shown(member).items()}
+    tags |= verdict_tags(member)
+    if member.verdict is not None and member.verdict.beats_control is False:
+        tags["warning"] = "distillation shows no gain over the control"
     tags |= identity
     version = store.client.create_model_version(
         model_name(task),

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from segdistill.registry.family import Member
+from segdistill.family import Figures
 from segdistill.registry.lineage import Lineage
 from segdistill.runtime import bundle as bundles
 from segdistill.runtime.bundle import Bundle
@@ -17,9 +17,9 @@ CARD = "card.md"
 def seal_with_card(
     source: Bundle,
     target: Path,
-    member: Member,
+    member: Figures,
     *,
-    control: Member | None,
+    control: Figures | None,
     teacher: Mapping[str, str],
     lineage: Lineage,
 ) -> Bundle:
@@ -49,8 +49,8 @@ def seal_with_card(
 
 def _card(
     bundle: Bundle,
-    member: Member,
-    control: Member | None,
+    member: Figures,
+    control: Figures | None,
     lineage: Lineage,
     provenance: Mapping[str, Any],
 ) -> str:

@@ -29,6 +29,7 @@ from segdistill.training.losses import supervised_loss
 from segdistill.training.patches import Batch, PatchSampler, Small, TrainingCase, ahead, read_cases
 from segdistill.training.session import Session
 from segdistill.training.tracking import Tracker
+from segdistill.volume.overlap import dice_by_code
 
 TERMS = ("supervised", "logit", "region", "context")  # of the loss, weights included
 LOG_STEPS = 25  # steps that one row of the learning curve averages
@@ -96,17 +97,17 @@ def train(job: Job, session: Session) -> None:
         batch = batch.to(session.device)
         loaded = time.perf_counter()
         wrapped.train()
-        heard = None
+        target = None
         with torch.autocast(session.device.type, torch.bfloat16, enabled=half):
             if teacher is not None:
-                heard = teacher.looks_at(batch, step)
-            taught = time.perf_counter()
+                target = teacher.forward(batch, step)
+            teacher_done = time.perf_counter()
             levels = wrapped(batch.image)
         losses = {
             "supervised": supervised_loss(levels, batch.label, knobs["dice_weight"], knobs["ce_weight"])
         }
-        if teacher is not None and heard is not None:
-            losses |= teacher.says(levels, heard, batch, step)
+        if teacher is not None and target is not None:
+            losses |= teacher.terms(levels, target, batch, step)
         loss = torch.stack(list(losses.values())).sum()
         if not math.isfinite(loss.item()):
             raise SegdistillError(
@@ -124,7 +125,7 @@ def train(job: Job, session: Session) -> None:
             losses,
             samples=len(batch.image) * session.workers,
             data=loaded - began,
-            teacher=taught - loaded,
+            teacher=teacher_done - loaded,
             total=now - began,
         )
         began = now
@@ -149,20 +150,20 @@ def train(job: Job, session: Session) -> None:
 
 
 def training_cases(job: Job) -> list[TrainingCase]:
-    """The training split, with soft labels only where every patch's are heard.
+    """The training split, with soft labels only where every patch needs its own.
 
     They are larger than image and label together, so moving them along for nothing would more than
     double the cost of drawing a patch. Unlabelled cases keep the label that they get from them.
     """
     cases = read_cases(Path(job.data), "train", soft=Path(job.soft_labels) if job.soft_labels else None)
-    if job.distillation and DistillationKnobs.from_params(job.distillation).hears_soft_labels:
+    if job.distillation and DistillationKnobs.from_params(job.distillation).needs_soft_labels:
         return cases
     return [replace(case, soft=None) for case in cases]
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What the teacher made of a batch: its logits and features, or None with stored soft labels."""
+class _TeacherPass:
+    """The teacher's logits and features on a batch; no logits where soft labels are stored."""
 
     levels: list[Tensor] | None
     features: list[Tensor]
@@ -187,26 +188,28 @@ class _Teacher:
         has_own = any(True for _ in self.teaching.parameters())
         self._wrapped = session.wrap(self.teaching) if has_own else self.teaching
         self._taps = (FeatureTap(student), FeatureTap(teacher)) if has_own else ()
-        self._from = round(self.knobs.warm_up * job.steps) if self.knobs.speaks else job.steps
+        self._from = round(self.knobs.warm_up * job.steps) if self.knobs.has_terms else job.steps
         self._seed = job.seed
 
-    def looks_at(self, batch: Batch, step: int) -> _Heard | None:
-        """Run the teacher if it runs live; None while the student is still left alone."""
+    def forward(self, batch: Batch, step: int) -> _TeacherPass | None:
+        """The teacher's forward pass, if it runs live; None during the student's warm-up."""
         if step < self._from:
             return None
         if self.knobs.teaching == "stored":
-            return _Heard(None, [])
+            return _TeacherPass(None, [])
         with torch.no_grad():
             levels = self.network.levels(batch.image)
-        return _Heard(levels, self._taps[1].take() if self._taps else [])
+        return _TeacherPass(levels, self._taps[1].take() if self._taps else [])
 
-    def says(self, levels: list[Tensor], heard: _Heard, batch: Batch, step: int) -> dict[str, Tensor]:
+    def terms(
+        self, levels: list[Tensor], target: _TeacherPass, batch: Batch, step: int
+    ) -> dict[str, Tensor]:
         """The weighted distillation terms of a step."""
         terms: dict[str, Tensor] = self._wrapped(
             levels,
             self._taps[0].take() if self._taps else [],
-            self.teaching.heard(levels, heard.levels, batch.soft),
-            heard.features,
+            self.teaching.logit_targets(levels, target.levels, batch.soft),
+            target.features,
             batch.label,
             self._seed + step,
         )
@@ -260,16 +263,9 @@ def structure_dice(network: UNet, cases: list[TrainingCase], plan: Plan) -> NDAr
     scores = []
     for case in cases:
         predicted = predict(case.image.astype(np.float32), quick, backend).argmax(axis=0)
-        scores.append(_dice(predicted, np.asarray(case.label), plan.channels_out))
+        label = np.asarray(case.label)
+        scores.append(dice_by_code(predicted, label, plan.channels_out - 1, in_reference=True))
     return np.array(scores)
-
-
-def _dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> NDArray[np.float64]:
-    pairs = np.bincount((label.astype(np.int64) * classes + predicted).ravel(), minlength=classes**2)
-    table = pairs.reshape(classes, classes)
-    dice = 2 * np.diag(table) / np.maximum(1, table.sum(axis=0) + table.sum(axis=1))
-    present = table.sum(axis=1) > 0
-    return np.asarray(np.where(present, dice, np.nan)[1:])
 
 
 class _Curve:

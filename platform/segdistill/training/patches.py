@@ -119,19 +119,19 @@ def read_cases(
     return [_read_case(folder, entry["case"], entry["labelled"], soft) for entry in entries]
 
 
-def _read_case(folder: Path, case: str, labelled: bool, soft: Path | None) -> TrainingCase:
+def _read_case(folder: Path, case: str, labelled: bool, soft_labels: Path | None) -> TrainingCase:
     image = _mapped(folder / f"{case}.image.npy")
-    heard = None
-    if soft is not None:
-        path = soft / f"{case}.soft.npy"
+    soft = None
+    if soft_labels is not None:
+        path = soft_labels / f"{case}.soft.npy"
         if not path.is_file():
             raise SegdistillError(f"{path}: no soft labels of this case. Run 'dvc repro soft_labels'.")
-        heard = _mapped(path)
+        soft = _mapped(path)
     if labelled:
         label = _mapped(folder / f"{case}.label.npy")
     else:
-        label = np.zeros(image.shape[1:], np.uint8) if heard is None else heard[0]
-    return TrainingCase(case, image, label, heard)
+        label = np.zeros(image.shape[1:], np.uint8) if soft is None else soft[0]
+    return TrainingCase(case, image, label, soft)
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -96,14 +96,14 @@ def test_unlabelled_cases_are_for_students_alone(taught: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "heard"),
+    ("change", "needed"),
     [({"teaching": "stored"}, True), ({"teaching": "stored", "logit_weight": 0.0}, False), ({}, False)],
     ids=["stored", "weight 0", "live"],
 )
-def test_soft_labels_move_along_only_where_they_are_heard(
-    taught: Path, change: dict[str, Any], heard: bool
+def test_soft_labels_move_along_only_where_a_term_needs_them(
+    taught: Path, change: dict[str, Any], needed: bool
 ) -> None:
-    """Without a term that hears them, patches carry no soft labels; else nothing changes."""
+    """Without a term that needs them, patches carry no soft labels; else nothing changes."""
     job = toy_job(
         taught, role="student", soft_labels=str(taught / "soft"), distillation=DISTILLATION | change
     )
@@ -119,7 +119,7 @@ def test_soft_labels_move_along_only_where_they_are_heard(
     )
     assert torch.equal(mine.image, all_along.image)
     assert torch.equal(mine.label, all_along.label)
-    assert (mine.soft is not None) is heard
+    assert (mine.soft is not None) is needed
 
 
 def test_a_student_learns_a_site_without_labels_from_its_teacher(taught: Path, tmp_path: Path) -> None:

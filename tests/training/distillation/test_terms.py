@@ -100,7 +100,7 @@ def test_every_class_present_is_drawn_as_often() -> None:
     assert len(places.unique()) == len(places)
 
 
-def test_projections_are_the_only_thing_that_teaching_trains() -> None:
+def test_projections_are_all_that_distillation_trains_beside_the_student() -> None:
     """With logits alone there is nothing to train; each feature term has a projection per level."""
     student, teacher = (4, 8), (16, 32)
 

@@ -1,4 +1,4 @@
-"""Everything a student hears from its teacher, weighted as params.yaml says."""
+"""The distillation terms of a student's loss, with the weights of params.yaml."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -25,12 +25,13 @@ class DistillationKnobs:
     Attributes:
         inherit: whether a student starts from its teacher's features.
         teaching: ``stored`` (soft labels worked out once on the whole scan, augmented along with the
-            patch) or ``live`` (the teacher looks at the student's own augmented patch).
+            patch) or ``live`` (a forward pass of the teacher on the student's own
+            augmented patch).
         logit_weight: of the term in ``logit.py``.
         region_weight: of the term in ``region.py``; needs ``live``.
         context_weight: of the term in ``context.py``; needs ``live``.
         temperature: softens both networks' classes in the logit term.
-        warm_up: share of a student's steps before it hears its teacher.
+        warm_up: share of a student's steps before the distillation terms enter its loss.
     """
 
     inherit: bool
@@ -70,14 +71,14 @@ class DistillationKnobs:
         return knobs
 
     @property
-    def speaks(self) -> bool:
-        """Whether the teacher says anything at all after the start."""
+    def has_terms(self) -> bool:
+        """Whether any distillation term has a weight."""
         return bool(self.logit_weight or self.region_weight or self.context_weight)
 
     @property
-    def hears_soft_labels(self) -> bool:
-        """Whether stored soft labels are heard in every patch, not only where a case has no label."""
-        return self.speaks and self.teaching == "stored"
+    def needs_soft_labels(self) -> bool:
+        """Whether every patch needs its stored soft labels, not only those of unlabelled cases."""
+        return self.has_terms and self.teaching == "stored"
 
 
 class FeatureTap:
@@ -104,7 +105,7 @@ class FeatureTap:
 
 
 class Teaching(nn.Module):
-    """The weighted sum of what the teacher says. Its projections serve training alone.
+    """The weighted distillation terms. Their projections serve training alone.
 
     A student's features have fewer channels than its teacher's; a convolution of 1 x 1 x 1 per level
     and term brings them up. They are trained along and thrown away: the student's own architecture is
@@ -136,7 +137,8 @@ class Teaching(nn.Module):
         Args:
             levels: the student's logits, finest first.
             features: the student's, finest first; empty if no term needs them.
-            targets: the teacher's softened probabilities at the same levels, see :meth:`heard`.
+            targets: the teacher's softened probabilities at the same levels, see
+                :meth:`logit_targets`.
             teacher_features: the teacher's, finest first; empty if no term needs them.
             label: (B, X, Y, Z) int64 at the finest resolution.
             seed: of the voxels that the context term draws.
@@ -165,10 +167,15 @@ class Teaching(nn.Module):
             )
         return terms
 
-    def heard(
+    def logit_targets(
         self, levels: Sequence[Tensor], teacher_levels: Sequence[Tensor] | None, soft: Tensor | None
     ) -> list[Tensor]:
-        """The targets of the logit term: the live teacher's, or the stored ones (B, 4, X, Y, Z) uint8.
+        """Targets of the logit term, from the teacher's logits or stored soft labels.
+
+        Args:
+            levels: the student's logits, finest first.
+            teacher_levels: the teacher's on the same batch; None where soft labels are stored.
+            soft: (B, 4, X, Y, Z) uint8, the stored soft labels; None where the teacher runs live.
 
         Stored soft labels are thinned out for the coarser levels, as the labels are.
         """
