@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of prepared cases")
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--study", type=Path, default=Path("studies/params.yaml"))
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
@@ -47,7 +47,7 @@ def main() -> None:
     )
     outcomes = run_all(
         list(wanted.values()),
-        arguments.runs,
+        arguments.runs / params["task"] / "ablation",
         workers=arguments.workers,
         progress=lambda line: print(f"ablation: {line}", file=sys.stderr, flush=True),
     )

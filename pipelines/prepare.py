@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from segdistill.files import SegdistillError
-from segdistill.interop.ready import ready_plan
+from segdistill.interop.ready_plan import ready_plan
 from segdistill.sites.manifest import read_sites
 from segdistill.sites.prepare import hold_out, make_plan, prepare
 

@@ -73,7 +73,7 @@ def main() -> None:
     )
     job = Job(**(job.to_json() | {"tracking": {"uri": store.uri, "run_id": run_id}}))
     try:
-        network, history = (run_here if args.here else run)(job, Path("runs"))
+        network, history = (run_here if args.here else run)(job, Path("runs") / params["task"])
     except BaseException:
         end_run(store, run_id, "FAILED")
         raise

@@ -9,7 +9,8 @@ import torch
 from segdistill.files import SegdistillError
 from segdistill.interop.exporting import export_nnunet
 from segdistill.interop.importing import import_nnunet
-from segdistill.interop.ready import ready_network, ready_plan, take_teacher
+from segdistill.interop.ready import ready_network, take_teacher
+from segdistill.interop.ready_plan import ready_plan
 from segdistill.network.architecture import Architecture
 from segdistill.network.model import read_model
 from segdistill.network.unet import UNet

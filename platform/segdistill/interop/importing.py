@@ -11,12 +11,10 @@ import torch
 from segdistill.files import SegdistillError, read_json, sha256_of
 from segdistill.interop.names import take_over
 from segdistill.interop.plans import understand
+from segdistill.interop.ready import TEACHER
 from segdistill.network.model import write_model
 from segdistill.network.unet import UNet
-from segdistill.runtime.bundle import PLAN
-from segdistill.runtime.plan import Plan
-
-TEACHER = "teacher"
+from segdistill.runtime.plan import PLAN, Plan
 
 # nnU-Net logs NumPy numbers into its checkpoints. Beside what torch itself allows, these build numbers
 # and arrays and run nothing. NumPy 1 kept the two functions under another name.

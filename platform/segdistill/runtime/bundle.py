@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError, atomic_folder, json_bytes, read_json, sha256_of
-from segdistill.runtime.plan import Plan
+from segdistill.runtime.plan import PLAN, Plan
 
 MODEL = "model.onnx"
 INT8 = "model.int8.onnx"
-PLAN = "plan.json"
 PROVENANCE = "provenance.json"
 FORMAT = 1
 

@@ -12,6 +12,7 @@ Mode = Literal["windows", "whole"]
 Region = Literal["foreground", "crop", "filled"]
 Convention = Literal["own", "nnunet"]
 
+PLAN = "plan.json"  # its file, in a bundle or beside models
 STORED = "stored"
 
 

@@ -1,5 +1,6 @@
 """Run a job: on Ray Train (one machine, or the cluster that RAY_ADDRESS names), or in this process."""
 
+import fcntl
 import logging
 import os
 import shutil
@@ -50,43 +51,61 @@ def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
 
     Args:
         job: what to train.
-        runs: folder for checkpoints, on storage that every worker sees. What other jobs of the same
-            name left there is removed; this job's own folder goes once the network is in hand.
+        runs: folder for the checkpoints of one task, on storage that every worker sees. This job's are
+            in ``NAME/DIGEST``; they go once the network is in hand. What other jobs of the same name
+            left there is removed.
 
     Returns:
         The trained network and its learning curve.
 
     Raises:
-        SegdistillError: the workers failed more often than they are replaced.
+        SegdistillError: the workers failed more often than they are replaced, or a training of the same
+            name is running.
     """
-    name = f"{job.name}-{job.digest()[:16]}"
-    runs.mkdir(parents=True, exist_ok=True)
-    for stale in runs.glob(f"{job.name}-*"):
-        if stale.name != name and stale.name.removeprefix(f"{job.name}-").isalnum():
-            shutil.rmtree(stale)
-    with _ray():
-        checkpoint = _fit(job, runs.resolve(), name)
-    from segdistill.training.loop import finished
+    with _own_folder(job, runs) as folder:
+        with _ray():
+            checkpoint = _fit(job, folder)
+        from segdistill.training.loop import finished
 
-    result = finished(checkpoint, job)
-    shutil.rmtree(runs / name)
-    return result
+        return finished(checkpoint, job)
 
 
 def run_here(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
-    """Train ``job`` in this process, without Ray: the same loop, for a debugger."""
+    """Train ``job`` in this process, without Ray: the same loop, for a debugger. See :func:`run`."""
     from segdistill.training.loop import finished, train
     from segdistill.training.session import LocalSession
 
-    folder = runs / f"{job.name}-{job.digest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    session = LocalSession(folder)
-    train(job, session)
-    checkpoint = session.latest()
-    assert checkpoint is not None  # noqa: S101 - train() ends with a report
-    result = finished(checkpoint, job)
-    shutil.rmtree(folder)
-    return result
+    with _own_folder(job, runs) as folder:
+        session = LocalSession(folder)
+        train(job, session)
+        checkpoint = session.latest()
+        assert checkpoint is not None  # noqa: S101 - train() ends with a report
+        return finished(checkpoint, job)
+
+
+@contextmanager
+def _own_folder(job: Job, runs: Path) -> "Iterator[Path]":
+    """The folder of the job's checkpoints, which nobody else uses or removes during the block.
+
+    The system lets go of the lock when this process ends, however it ends.
+    """
+    own = runs.resolve() / job.name
+    own.mkdir(parents=True, exist_ok=True)
+    with (own / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SegdistillError(
+                f"{own}: a training of this name is running. Wait until it ends, or stop it; then run "
+                "the same command again."
+            ) from error
+        folder = own / job.digest()[:16]
+        for stale in own.iterdir():
+            if stale.is_dir() and stale != folder:
+                shutil.rmtree(stale)
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
 
 
 @contextmanager
@@ -129,7 +148,7 @@ def _ray() -> "Iterator[None]":
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fit(job: Job, runs: Path, name: str) -> Path:
+def _fit(job: Job, folder: Path) -> Path:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -144,8 +163,7 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
             f"{resources.get('CPU', 0):g} CPUs. Lower it."
         )
     threads = max(1, int(resources["CPU"]) // workers)
-    progress = runs / name / "progress.log"
-    progress.parent.mkdir(exist_ok=True)
+    progress = folder / "progress.log"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job.to_json(), "threads": threads, "progress": str(progress)},
@@ -156,8 +174,8 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
             resources_per_worker={"CPU": threads, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(runs),
+            name=folder.name,
+            storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -171,7 +189,7 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
         raise SegdistillError(f"{job.name}: the training failed for good: {error}") from error
     if result.checkpoint is None:
         raise SegdistillError(
-            f"{runs / name}: the run ended without a checkpoint. Remove it and start again."
+            f"{folder}: the run ended without a checkpoint. Remove it and start again."
         )
     return Path(result.checkpoint.path)
 
