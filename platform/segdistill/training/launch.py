@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ _FAILURES = 2  # times that lost workers are replaced, from the last checkpoint
 def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
     """Train ``job`` on Ray Train, or continue where an interrupted run of the same job stopped.
 
+    Workers log to MLflow as they train. Those of a cluster may be on other machines: a tracking address
+    that only this machine can reach isn't given to them, and the curve is logged from here at the end.
+
     Args:
         job: what to train.
         runs: folder for checkpoints, on storage that every worker sees. What other jobs of the same
@@ -65,13 +69,35 @@ def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
     for stale in runs.glob(f"{job.name}-*"):
         if stale.name != name and stale.name.removeprefix(f"{job.name}-").isalnum():
             shutil.rmtree(stale)
+    late = _tracked_late(job)
+    if late:
+        print(  # noqa: T201 - a person watches it
+            f"{job.name}: workers of the cluster at RAY_ADDRESS can't reach {job.tracking['uri']}; "
+            "MLflow gets the curve when the training is done.",
+            flush=True,
+        )
     with _ray():
-        checkpoint = _fit(job, runs.resolve(), name)
+        checkpoint = _fit(replace(job, tracking={}) if late else job, runs.resolve(), name)
     from segdistill.training.loop import finished
 
-    result = finished(checkpoint, job)
+    network, history = finished(checkpoint, job)
+    if late:
+        from segdistill.training.tracking import Tracker
+
+        tracker = Tracker(job.tracking)
+        for row in history:
+            tracker.log(row)
     shutil.rmtree(runs / name)
-    return result
+    return network, history
+
+
+def _tracked_late(job: Job) -> bool:
+    """Whether only this machine can reach the job's tracking address, and workers may be on others."""
+    if not (job.tracking and os.environ.get("RAY_ADDRESS")):
+        return False
+    from segdistill.training.tracking import only_from_here
+
+    return only_from_here(job.tracking["uri"])
 
 
 def run_here(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
