@@ -12,6 +12,7 @@ import yaml
 from segdistill.files import atomic_path, read_json
 from segdistill.interop.ready import ready_network, take_teacher
 from segdistill.network.model import MODEL_JSON, Role, write_model
+from segdistill.registry.commit import commit_of
 from segdistill.registry.store import end_run, open_store, start_run
 from segdistill.runtime.plan import Plan
 from segdistill.training.job import Job
@@ -55,6 +56,7 @@ def main() -> None:
     )
     places = dict.fromkeys(("plan", "data", "teacher", "soft_labels", "tracking"))
     record = {key: value for key, value in (job.to_json() | places).items() if value is not None}
+    record["git_commit"] = commit_of(Path.cwd())
     if args.teacher:
         record["teacher_sha256"] = read_json(args.teacher / MODEL_JSON)["weights_sha256"]
 

@@ -1,7 +1,6 @@
 """What a model comes from, as DVC and git record it."""
 
 import hashlib
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 import yaml
 
 from segdistill.files import json_bytes
+from segdistill.registry.commit import commit_of
 from segdistill.registry.store import RegistryError
 from segdistill.sites.manifest import MANIFEST, Site
-
-# What decides how a model comes about; its knobs and data have digests of their own.
-_CODE = ("platform", "pipelines", "serving", "dvc.yaml", "requirements.lock")
 
 
 @dataclass(frozen=True)
@@ -95,27 +92,7 @@ def read_lineage(root: Path, task: str) -> Lineage:
         sites.append(SiteData(site.site, path, hashes[path], site.simulated, site.held_out, site.note))
     if not sites:
         raise RegistryError(f"{everything}: no site here. Run 'dvc pull' or 'dvc repro'.")
-    return Lineage(tuple(sites), _code(root))
-
-
-def _code(root: Path) -> str:
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(  # noqa: S603
-                ["git", "-C", str(root), *arguments],  # noqa: S607 - git as the user has it
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if not commit:
-        return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
-    return commit if changed == "" else f"{commit}-dirty"
+    return Lineage(tuple(sites), commit_of(root) or "unknown")
 
 
 def _hashes(root: Path) -> dict[str, str]:

@@ -22,14 +22,16 @@ from segdistill.family import Figures, control_of, read_family
 from segdistill.files import json_bytes
 from segdistill.registry.evidence import repeatable, shown, verdict_tags
 from segdistill.registry.lineage import Lineage, read_lineage
-from segdistill.registry.seal import CARD, seal_with_card
+from segdistill.registry.seal import CARD, seal_with_card, shortened
 from segdistill.registry.store import (
     RegistryError,
     Store,
+    absent,
     end_run,
     log_data,
     log_metrics,
     open_store,
+    reaching,
     start_run,
 )
 from segdistill.runtime.bundle import Bundle
@@ -77,7 +79,7 @@ def register_family(root: Path, task: str) -> list[Registered]:
         The version of every member, in the family's order.
 
     Raises:
-        RegistryError: no bundle, or a bundle without a row in the family.
+        RegistryError: no bundle, a bundle without a row in the family, or the store can't be reached.
     """
     folder = root / "bundles" / task
     found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir()}
@@ -92,12 +94,13 @@ def register_family(root: Path, task: str) -> list[Registered]:
         )
     lineage = read_lineage(root, task)
     store = open_store(root)
-    _ensure_model(store, task)
-    known = {
-        version.tags[EVIDENCE_TAG]: version
-        for version in store.client.search_model_versions(f"name = '{model_name(task)}'")
-        if EVIDENCE_TAG in version.tags and DIGEST_TAG in version.tags
-    }
+    with reaching(store.uri):
+        _ensure_model(store, task)
+        known = {
+            version.tags[EVIDENCE_TAG]: version
+            for version in store.client.search_model_versions(f"name = '{model_name(task)}'")
+            if EVIDENCE_TAG in version.tags and DIGEST_TAG in version.tags
+        }
     teachers = [member for member in family if member.role == "teacher" and member.name in found]
     done = []
     with tempfile.TemporaryDirectory(prefix="segdistill-seal-") as scratch:
@@ -115,7 +118,8 @@ def register_family(root: Path, task: str) -> list[Registered]:
                 sealed = seal_with_card(
                     source, target, member, control=control, teacher=teacher, lineage=lineage
                 )
-                version = _add(store, task, member, sealed, evidence, lineage)
+                with reaching(store.uri):
+                    version = _add(store, task, member, sealed, evidence, lineage)
             digest = version.tags[DIGEST_TAG]
             done.append(Registered(member.name, int(version.version), digest, new))
     return done
@@ -152,7 +156,9 @@ def _teacher_of(member: Figures, teachers: list[Figures], found: Mapping[str, Pa
 def _ensure_model(store: Store, task: str) -> None:
     try:
         store.client.get_registered_model(model_name(task))
-    except MlflowException:
+    except MlflowException as error:
+        if not absent(error):
+            raise
         store.client.create_registered_model(
             model_name(task),
             tags={"task": task},
@@ -217,7 +223,7 @@ def _add(
         run_id=run_id,
         model_id=model.model_id,
         tags={key: str(value) for key, value in tags.items()},
-        description=(sealed.folder / CARD).read_text(),
+        description=shortened((sealed.folder / CARD).read_text()),
     )
     # A server notes this itself; so the model's page leads to the version either way.
     backlink = json.dumps([{"name": version.name, "version": str(version.version)}])

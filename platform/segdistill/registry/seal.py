@@ -1,5 +1,6 @@
 """Seal a bundle: add the model card and where it comes from, so that it can be read on its own."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from segdistill.runtime import bundle as bundles
 from segdistill.runtime.bundle import Bundle
 
 CARD = "card.md"
+DESCRIPTION = 5000  # characters that a strict database takes for a version's description in MLflow
 
 
 def seal_with_card(
@@ -45,6 +47,25 @@ def seal_with_card(
         extra["teacher"] = dict(teacher)
     card = _card(source, member, control, lineage, {**source.provenance, **extra})
     return bundles.seal(source.folder, target, {CARD: card.encode()}, extra)
+
+
+def shortened(card: str, limit: int = DESCRIPTION) -> str:
+    """A card as MLflow's page can hold it: without the last sections that don't fit, which it names.
+
+    Args:
+        card: Markdown whose sections begin with ``## ``.
+        limit: characters of the result; at least 500.
+    """
+    if len(card) <= limit:
+        return card
+    head, *sections = re.split(r"^(?=## )", card, flags=re.MULTILINE)
+    room = limit - 300  # for the note
+    kept = head if len(head) <= room else f"{head[: room - 9]} [...]\n\n"
+    while sections and len(kept) + len(sections[0]) <= room:
+        kept += sections.pop(0)
+    titles = ", ".join(section.splitlines()[0].removeprefix("## ") for section in sections)
+    note = f"*Not shown here: {titles}. The whole card is the file `bundle/{CARD}` of this version.*"
+    return f"{kept.rstrip()}\n\n{note}\n"
 
 
 def _card(

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ _FAILURES = 2  # times that lost workers are replaced, from the last checkpoint
 def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
     """Train ``job`` on Ray Train, or continue where an interrupted run of the same job stopped.
 
+    Workers log to MLflow as they train. Those of a cluster may be on other machines: a tracking address
+    that only this machine can reach isn't given to them, and the curve is logged from here at the end.
+
     Args:
         job: what to train.
         runs: folder for the checkpoints of one task, on storage that every worker sees. This job's are
@@ -62,12 +66,35 @@ def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
         SegdistillError: the workers failed more often than they are replaced, or a training of the same
             name is running.
     """
+    late = _tracked_late(job)
+    if late:
+        print(  # noqa: T201 - a person watches it
+            f"{job.name}: workers of the cluster at RAY_ADDRESS can't reach {job.tracking['uri']}; "
+            "MLflow gets the curve when the training is done.",
+            flush=True,
+        )
     with _own_folder(job, runs) as folder:
         with _ray():
-            checkpoint = _fit(job, folder)
+            checkpoint = _fit(replace(job, tracking={}) if late else job, folder)
         from segdistill.training.loop import finished
 
-        return finished(checkpoint, job)
+        network, history = finished(checkpoint, job)
+    if late:
+        from segdistill.training.tracking import Tracker
+
+        tracker = Tracker(job.tracking)
+        for row in history:
+            tracker.log(row)
+    return network, history
+
+
+def _tracked_late(job: Job) -> bool:
+    """Whether only this machine can reach the job's tracking address, and workers may be on others."""
+    if not (job.tracking and os.environ.get("RAY_ADDRESS")):
+        return False
+    from segdistill.training.tracking import only_from_here
+
+    return only_from_here(job.tracking["uri"])
 
 
 def run_here(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
