@@ -1,6 +1,6 @@
 """A scan: voxels and an affine in mm, read, checked and written."""
 
-from segdistill.volume.dicom import is_dicom, read_dicom_series
+from segdistill.volume.dicom import read_dicom_series
 from segdistill.volume.grid import Volume, VolumeError, check_volume, reoriented, same_grid
 from segdistill.volume.reading import read_label_map, read_volume
 from segdistill.volume.writing import write_label_map, write_volume
@@ -9,7 +9,6 @@ __all__ = [
     "Volume",
     "VolumeError",
     "check_volume",
-    "is_dicom",
     "read_dicom_series",
     "read_label_map",
     "read_volume",
