@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from segdistill.network.finite import require_finite_onnx
 from segdistill.registry.family import Member
 from segdistill.registry.lineage import Lineage
 from segdistill.runtime import bundle as bundles
@@ -34,7 +35,12 @@ def seal_with_card(
         control: the row of the control beside it, for a student.
         teacher: ``name`` and ``bundle_digest`` of the teacher it learned from; empty if none.
         lineage: the data.
+
+    Raises:
+        SegdistillError: a weight of the bundle isn't finite.
     """
+    for network in filter(None, (source.model, source.int8)):
+        require_finite_onnx(network, network)
     extra: dict[str, Any] = {
         "data": lineage.hashes,
         "data_digest": lineage.data_digest,
