@@ -14,7 +14,7 @@ import yaml
 from benchmarks import families, growth, packing, page, peak, pipelines
 from pipelines.tune import validation_cases
 from segdistill.evaluation.machine import describe_machine
-from segdistill.files import write_json
+from segdistill.files import subfolders, visible, write_json
 from segdistill.runtime.cpus import usable_cpus
 from segdistill.runtime.setting import Setting
 from segdistill.tuning.choice import Tolerance
@@ -152,7 +152,9 @@ def operations(family: list[families.Contender]) -> dict[str, Any]:
 
 def brain_scan(task: str, path: Path) -> Path:
     """A 1 mm scan of the field of view of :data:`BRAIN`: the middle of a simulated one, or made up."""
-    for stored in sorted(Path("data/sites", task).glob("*/images/*")):
+    for stored in visible(
+        path for site in subfolders(Path("data/sites", task)) for path in (site / "images").glob("*")
+    ):
         volume = turned(read_volume(stored), "RAS")
         spare = np.array(volume.array.shape) - BRAIN
         if np.allclose(volume.spacing_mm, 1.0, atol=0.01) and spare.min() >= 0:

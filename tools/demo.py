@@ -25,7 +25,8 @@ import numpy as np
 import yaml
 
 from segdistill.family import Figures, read_family
-from segdistill.files import SegdistillError, atomic_path, read_json, write_json
+from segdistill.files import SegdistillError, atomic_path, read_json, subfolders, write_json
+from segdistill.shown import command
 from segdistill.sites.manifest import read_sites
 from tools.children import child, environment, run, stop_politely
 
@@ -336,10 +337,12 @@ def summary(
     scan = asked.image.relative_to(root)
     where = "a held-out site" if asked.held_out else "a site that was trained on"
     said = f" ({asked.note.partition('. ')[0] or 'SIMULATED'})" if asked.simulated else ""
-    several = len(list(root.glob("registry/*/bento.json"))) > 1
+    segment = "http://127.0.0.1:3000/segment"
+    several = sum((path / "bento.json").is_file() for path in subfolders(root / "registry")) > 1
     which = (f"SEGDISTILL_TASK={task} ", f" TASK={task}") if several else ("", "")
     store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    registry = f"{tools}/mlflow ui --workers 1 --backend-store-uri {store}    (or 'make ui')"
+    mlflow = command(tools / "mlflow", "ui", "--workers", "1", "--backend-store-uri", store)
+    registry = f"{mlflow}    (or 'make ui')"
     return "\n".join(
         [
             f"The family of {task}{said}:",
@@ -355,8 +358,8 @@ def summary(
             "",
             "Go on with",
             f"  {f'the registry at {store}' if store.startswith('http') else registry}",
-            f"  {which[0]}{tools}/bentoml serve    (or 'make serve{which[1]}')",
-            f"  curl -F scan=@{scan} -o labels.nii.gz http://127.0.0.1:3000/segment",
+            f"  {which[0]}{command(tools / 'bentoml', 'serve')}    (or 'make serve{which[1]}')",
+            f"  {command('curl', '-F', f'scan=@{scan}', '-o', 'labels.nii.gz', segment)}",
             "",
             "Research use, not a medical device.",
         ]

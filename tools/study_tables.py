@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from segdistill.files import SegdistillError, atomic_path, read_json
+from segdistill.files import SegdistillError, atomic_path, read_json, visible
 from tools.readme_table import with_block
 
 PAGE = Path("docs/ablation.md")
@@ -95,7 +95,7 @@ def with_tables(text: str, reports: Path) -> str:
         SegdistillError: the page lacks a marker.
     """
     ablation = reports / "ablation.json"
-    sites = [read_json(path) for path in sorted((reports / "leave_one_site_out").glob("*.json"))]
+    sites = [read_json(path) for path in visible((reports / "leave_one_site_out").glob("*.json"))]
     blocks = {
         "the ablation": ablation_lines(read_json(ablation)) if ablation.is_file() else [NOT_RUN],
         "sites left out": left_out_lines(sites) if sites else [NOT_RUN],

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from segdistill.files import SegdistillError
+from segdistill.shown import command, shown
 
 
 class _Commands(TyperGroup):
@@ -87,6 +88,14 @@ def site_add(
         str | None,
         typer.Option(help="FreeSurfer: orig.mgz or norm.mgz; else the first that all have."),
     ] = None,
+    segmentation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="FreeSurfer, FastSurfer: the label map in every subject's mri; "
+            "by default aparc.DKTatlas+aseg.mgz.",
+        ),
+    ] = None,
     key: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write whose pseudonym is whose, outside the project folder."),
@@ -109,7 +118,7 @@ def site_add(
         root=root,
         task=task,
         layout=None if layout == "auto" else layout,
-        pick=Pick(suffix, derivative, desc, image),
+        pick=Pick(suffix, derivative, desc, image, segmentation),
         labels=labels,
         fractions=read_fractions(split),
         seed=seed,
@@ -129,13 +138,13 @@ def site_add(
     unlabelled = sum(case.label is None for case in cases)
     typer.echo(
         f"site {name}: {len(cases)} scans of {len(subjects)} subjects ({counts}), "
-        f"{unlabelled} without a label map, in {added.folder}"
+        f"{unlabelled} without a label map, in {shown(added.folder)}"
     )
     if added.missing:
         typer.echo(f"note: no label map has {', '.join(added.missing)}")
     if key:
-        typer.echo(f"key: {key} (names patients; keep it where the source data is kept)")
-    typer.echo(f"next:\n  dvc add {added.folder}\n  dvc push")
+        typer.echo(f"key: {shown(key)} (names patients; keep it where the source data is kept)")
+    typer.echo(f"next:\n  {command('dvc', 'add', added.folder)}\n  dvc push")
 
 
 @contextmanager
@@ -212,8 +221,8 @@ def import_nnunet_model(
         label_protocol=label_protocol,
         orientation=orientation,
     )
-    typer.echo(f"{done.teacher}: {done.parameters:,} parameters, {done.network}")
-    typer.echo(f"{done.plan}: the plan it needs, with nnU-Net's preprocessing")
+    typer.echo(f"{shown(done.teacher)}: {done.parameters:,} parameters, {done.network}")
+    typer.echo(f"{shown(done.plan)}: the plan it needs, with nnU-Net's preprocessing")
     typer.echo("next: docs/nnunet.md, 'Distil from it'")
 
 
@@ -247,9 +256,10 @@ def export_nnunet_model(
 
         folder, known = trained_model(root, task, model)
     done = export_nnunet(read_model(folder, known), known, out)
-    typer.echo(
-        f"{done.folder}: run nnUNetv2_predict_from_modelfolder -m {done.folder} -f 0 -i IN -o OUT"
+    run = command(
+        "nnUNetv2_predict_from_modelfolder", "-m", done.folder, "-f", "0", "-i", "IN", "-o", "OUT"
     )
+    typer.echo(f"{shown(done.folder)}: run {run}")
     if done.renumbered:
         typer.echo("note: nnU-Net numbers the labels 1, 2, 3, ... in the plan's order, see dataset.json")
     for difference in done.differences:

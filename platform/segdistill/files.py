@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,22 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def visible(paths: Iterable[Path], below: Path | None = None) -> list[Path]:
+    """The paths, sorted, without the hidden ones: those may be half made.
+
+    Args:
+        paths: as of ``glob`` and ``iterdir``, which give hidden ones too.
+        below: a folder that holds them all: what lies in a hidden folder below it is left out as well.
+    """
+    return sorted(
+        path
+        for path in paths
+        if not any(
+            part.startswith(".") for part in (path.relative_to(below).parts if below else [path.name])
+        )
+    )
+
+
 @contextmanager
 def _disk_full_named(target: Path) -> Iterator[None]:
     try:
@@ -116,3 +132,13 @@ def read_json(path: Path) -> Any:
         raise SegdistillError(f"{path}: no such file.") from error
     except ValueError as error:
         raise SegdistillError(f"{path}: not valid JSON ({error}).") from error
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in ``folder``, sorted by name; none where there is no such folder."""
+    return [path for path in visible(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+
+
+def unfetched(path: Path) -> bool:
+    """Whether this is a link to a file that isn't on this machine, as git-annex and DVC leave them."""
+    return path.is_symlink() and not path.exists()

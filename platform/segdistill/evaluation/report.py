@@ -25,7 +25,7 @@ from segdistill.evaluation.summary import (
 )
 from segdistill.evaluation.verdict import MEASURE_NAMES
 from segdistill.family import Figures, read_family
-from segdistill.files import atomic_path, read_json
+from segdistill.files import atomic_path, read_json, visible
 
 DASH = "\N{EN DASH}"
 #: What studies and the check on a real scan leave beside the evaluation; a section each, if it is there.
@@ -113,7 +113,7 @@ def _context(reports: Path) -> dict[str, Any]:
         "pace": training_pace(reports / "curves", list(roles)),
         "ablation": _if_there(reports / ABLATION),
         "unseen": _if_there(reports / UNSEEN),
-        "left_out": [read_json(path) for path in sorted((reports / LEFT_OUT).glob("*.json"))],
+        "left_out": [read_json(path) for path in visible((reports / LEFT_OUT).glob("*.json"))],
         "pictures": _pictures(reports),
     }
 

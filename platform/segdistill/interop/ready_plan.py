@@ -5,6 +5,7 @@ from pathlib import Path
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.plan import PLAN, Plan
+from segdistill.shown import command
 from segdistill.sites.manifest import Site
 
 
@@ -22,20 +23,20 @@ def ready_plan(folder: Path, sites: Sequence[Site], task: str) -> Plan:
     """
     if not (folder / PLAN).is_file():
         raise SegdistillError(
-            f"{folder}: no imported teacher, though teacher.ready in params.yaml names it. Make it: "
-            f"'segdistill import-nnunet RESULTS --out {folder}', or set teacher.ready to null."
+            f"{folder}: no imported teacher, though teacher.ready in params.yaml names it. Set that to "
+            f"null, or make it: {command('segdistill', 'import-nnunet', 'RESULTS', '--out', folder)}"
         )
     plan = Plan.read(folder / PLAN)
     ours = {entry.code: entry.name for entry in plan.structures}
     wrong = None
     if plan.task != task:
-        wrong = f"is of the task {plan.task}, not {task}. Import again with --task {task}"
+        wrong = f"is of the task {plan.task}, not {task}. Import again with {command('--task', task)}"
     for site in sites:
         if plan.label_protocol != site.label_protocol:
             wrong = wrong or (
                 f"follows the label protocol {plan.label_protocol}, site {site.site} follows "
-                f"{site.label_protocol}. If they are the same, import again with --label-protocol "
-                f"{site.label_protocol}"
+                f"{site.label_protocol}. If they are the same, import again with "
+                f"{command('--label-protocol', site.label_protocol)}"
             )
         if ours != site.structures:
             wrong = wrong or (

@@ -17,6 +17,7 @@ from onnxruntime.quantization import (
 )
 
 from segdistill.files import SegdistillError, atomic_path
+from segdistill.network.finite import require_finite_onnx
 from segdistill.runtime.backend import INPUT
 from segdistill.runtime.plan import Plan
 
@@ -40,7 +41,7 @@ def quantise(
         target: the file to write; whole or absent.
 
     Raises:
-        SegdistillError: there are no images.
+        SegdistillError: there are no images, or a weight or scale isn't finite.
     """
     whole = plan.mode == "whole"
     windows = [
@@ -65,6 +66,7 @@ def quantise(
                 nodes_to_exclude=head,
                 calibrate_method=CalibrationMethod.MinMax,
             )
+            require_finite_onnx(partial, target)
     finally:
         logging.getLogger().setLevel(level)
 

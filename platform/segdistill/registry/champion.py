@@ -20,6 +20,7 @@ from segdistill.registry.register import (
 )
 from segdistill.registry.store import RegistryError, Store, absent, brief, open_store, reaching
 from segdistill.runtime.bundle import Bundle
+from segdistill.shown import command
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def resolve(root: Path, task: str, alias: str) -> Champion:
         listed = ", ".join(f"{name} (v{version})" for name, version in there.items()) or "none"
         raise RegistryError(
             f"{model_name(task)} has no alias {alias!r}; aliases there are: {listed}. "
-            "Set it in the MLflow UI, or with "
-            f"'segdistill promote VERSION --alias {alias} --reason ...'."
+            "Set it in the MLflow UI, or: "
+            f"segdistill promote VERSION --reason ... {command('--alias', alias)}"
         )
     with reaching(store.uri):
         version = store.client.get_model_version(model_name(task), str(there[alias]))

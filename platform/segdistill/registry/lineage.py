@@ -11,7 +11,8 @@ import yaml
 from segdistill.files import json_bytes
 from segdistill.registry.commit import commit_of
 from segdistill.registry.store import RegistryError
-from segdistill.sites.manifest import MANIFEST, Site
+from segdistill.shown import command
+from segdistill.sites.manifest import Site, site_folders
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,12 @@ def read_lineage(root: Path, task: str) -> Lineage:
     hashes = _hashes(root)
     sites = []
     everything = root / "data" / "sites" / task
-    for manifest in sorted(everything.glob(f"*/{MANIFEST}")):
-        folder = manifest.parent
+    for folder in site_folders(everything):
         path = folder.relative_to(root).as_posix()
         if path not in hashes:
             raise RegistryError(
                 f"{folder}: this site has no DVC hash, so a model's data can't be named. "
-                f"Run 'dvc add {path}' for an imported site, or 'dvc repro' for one of the pipeline."
+                f"'dvc repro' makes the pipeline's own; for an imported: {command('dvc', 'add', path)}"
             )
         site = Site.read(folder)
         sites.append(SiteData(site.site, path, hashes[path], site.simulated, site.held_out, site.note))
@@ -117,6 +117,6 @@ def _yaml(path: Path) -> Mapping[str, Any]:
         body = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise RegistryError(
-            f"{path}: not valid YAML. Bring it back with 'git checkout {path.name}'."
+            f"{path}: not valid YAML. Bring it back: {command('git', 'checkout', '--', path)}"
         ) from error
     return body if isinstance(body, dict) else {}

@@ -19,7 +19,7 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from segdistill.family import Figures, control_of, read_family
-from segdistill.files import json_bytes
+from segdistill.files import json_bytes, subfolders
 from segdistill.registry.evidence import repeatable, shown, verdict_tags
 from segdistill.registry.lineage import Lineage, read_lineage
 from segdistill.registry.seal import CARD, seal_with_card, shortened
@@ -82,7 +82,7 @@ def register_family(root: Path, task: str) -> list[Registered]:
         RegistryError: no bundle, a bundle without a row in the family, or the store can't be reached.
     """
     folder = root / "bundles" / task
-    found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir()}
+    found = {path.name: path for path in subfolders(folder)}
     if not found:
         raise RegistryError(f"{folder}: no bundle here. Run 'dvc repro' first.")
     family = read_family(root / "reports" / task / "family.json")

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from segdistill.family import Figures
+from segdistill.network.finite import require_finite_onnx
 from segdistill.registry.lineage import Lineage
 from segdistill.runtime import bundle as bundles
 from segdistill.runtime.bundle import Bundle
@@ -36,7 +37,12 @@ def seal_with_card(
         control: the row of the control beside it, for a student.
         teacher: ``name`` and ``bundle_digest`` of the teacher it learned from; empty if none.
         lineage: the data.
+
+    Raises:
+        SegdistillError: a weight of the bundle isn't finite.
     """
+    for network in filter(None, (source.model, source.int8)):
+        require_finite_onnx(network, network)
     extra: dict[str, Any] = {
         "data": lineage.hashes,
         "data_digest": lineage.data_digest,

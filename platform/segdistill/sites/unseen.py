@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError, atomic_folder, read_json, write_json
 from segdistill.sites.pinned import Pinned, fetch_package, read_from_archive
 from segdistill.sites.protocol import read_protocol
 from segdistill.sites.surface import inside, read_gifti
+from segdistill.texts import read_yaml_mapping
 from segdistill.volume import (
     Volume,
     read_dicom_series,
@@ -122,11 +122,11 @@ def make_unseen(task: str, out: Path, sources: Path = SOURCES) -> tuple[UnseenCa
     cases: list[UnseenCase] = []
     with tempfile.TemporaryDirectory() as scratch, atomic_folder(out) as partial:
         if source.is_file():
+            body = read_yaml_mapping(source)
             try:
-                body = yaml.safe_load(source.read_text(encoding="utf-8"))
                 package = Pinned(**body["package"])
                 entries = [(entry, _case(entry)) for entry in body["cases"]]
-            except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise SegdistillError(
                     f"{source}: not a source of unseen scans ({error!r}). Mend the file."
                 ) from error

@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
+from segdistill.network.finite import require_finite
 from segdistill.network.model import TorchBackend, read_model
-from segdistill.network.unet import UNet
+from segdistill.network.unet import UNet, own_tensors
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.windows import predict
 from segdistill.training import checkpoint
@@ -230,12 +231,17 @@ def _inherit(network: UNet, teacher: UNet, sampler: PatchSampler, session: Sessi
 
 
 def finished(folder: Path, job: Job) -> tuple[UNet, list[dict[str, Any]]]:
-    """The trained network (on the CPU) and its learning curve, from the last checkpoint's folder."""
+    """The trained network (on the CPU) and its learning curve, from the last checkpoint's folder.
+
+    Raises:
+        SegdistillError: the training stopped early, or a weight isn't finite.
+    """
     plan = Plan.read(Path(job.plan))
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out))
     step, history = checkpoint.restore_result(folder, network)
     if step != job.steps:
         raise SegdistillError(f"{folder}: stopped at step {step} of {job.steps}. Run 'dvc repro' again.")
+    require_finite(own_tensors(network), f"{job.name} after step {step}")
     return network.eval(), history
 
 

@@ -1,15 +1,18 @@
 """One scan and its label map, read and checked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from segdistill.files import SegdistillError
+from segdistill.files import SegdistillError, unfetched
 from segdistill.sites.imports.labels import LabelMap
 from segdistill.sites.imports.scan import Scan
+from segdistill.texts import FETCH
 from segdistill.volume import Volume, read_label_map, read_volume, same_grid
 
 INT16 = np.iinfo(np.int16)
@@ -65,13 +68,15 @@ def compact(array: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     return rounded if np.array_equal(rounded, array) else array
 
 
-def _read(reader: Any, path: Any, wrong: list[str]) -> Volume | None:
+def _read(reader: Callable[[Path], Volume], path: Path, wrong: list[str]) -> Volume | None:
+    if unfetched(path):
+        wrong.append(f"{path.name} {FETCH}")
+        return None
     try:
-        volume: Volume = reader(path)
+        return reader(path)
     except (SegdistillError, OSError) as error:
         wrong.append(str(error))
         return None
-    return volume
 
 
 def _oriented(volume: Volume) -> bool:

@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from segdistill.sites.manifest import MANIFEST, Site
+from segdistill.files import SegdistillError
+from segdistill.sites.manifest import Site, site_folders
 from segdistill.volume import Volume, read_volume
 
 
@@ -28,9 +29,19 @@ def digests_of_sites(folder: Path, shapes: set[tuple[int, ...]]) -> Iterator[tup
     Raises:
         SegdistillError: a site's manifest or scan can't be read.
     """
-    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-        site = Site.read(manifest.parent)
+    for where in site_folders(folder):
+        site = Site.read(where)
         for case in () if site.simulated else site.cases:
-            image = manifest.parent / case.image
-            if image.is_file() and tuple(sorted(nib.Nifti1Image.from_filename(image).shape)) in shapes:
+            image = where / case.image
+            if image.is_file() and tuple(sorted(_shape(image))) in shapes:
                 yield voxel_digest(read_volume(image)), f"{case.case} of site {site.site}"
+
+
+def _shape(image: Path) -> tuple[int, ...]:
+    try:
+        shape: tuple[int, ...] = nib.Nifti1Image.from_filename(image).shape
+    except Exception as error:  # what nibabel raises on a damaged file has no narrower base
+        raise SegdistillError(
+            f"{image}: can't be read ({error}). Bring the site back with 'dvc checkout'."
+        ) from error
+    return shape
