@@ -1,5 +1,6 @@
 """The house itself: names, knobs, documents, the lock and what CI prints."""
 
+import ast
 import os
 import re
 import subprocess
@@ -311,12 +312,74 @@ def test_a_stage_outside_the_environment_says_to_activate_it() -> None:
     assert ". .venv/bin/activate" in python.stderr
 
 
+def _declared(kind: str) -> set[str]:
+    """What pyproject.toml names: ``run``, ``dev``, or ``build``."""
+    body = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        "run": body["project"]["dependencies"],
+        "dev": body["project"]["optional-dependencies"]["dev"],
+        "build": body["build-system"]["requires"],
+    }
+    return {_name(requirement) for requirement in found[kind]}
+
+
 def test_lock_pins_what_the_code_needs() -> None:
-    """The lock pins every dependency that pyproject.toml names, and the tools that 'make test' runs."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    named = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    tools = project["project"]["optional-dependencies"]["dev"]
-    assert {_name(requirement) for requirement in [*named, *tools]} <= _locked().keys()
+    """The lock pins every dependency that pyproject.toml names, those of the tests included."""
+    assert _declared("run") | _declared("dev") | _declared("build") <= _locked().keys()
+
+
+# Declared, and imported nowhere: programs and plug-ins.
+NOT_IMPORTED = {
+    "dvc": "run as a program by 'dvc repro'",
+    "uv": "run by 'bentoml build'",
+    "import-linter": "run as lint-imports",
+    "mypy": "run as a program",
+    "pre-commit": "run as a program",
+    "ruff": "run as a program",
+    "pytest-timeout": "a plug-in of pytest",
+    "pandas-stubs": "read by mypy",
+    "scipy-stubs": "read by mypy",
+    "types-psutil": "read by mypy",
+    "types-pyyaml": "read by mypy",
+}
+# Imported, and not of this environment: scripts that run in the one of the real nnU-Net.
+ELSEWHERE = {"nnunetv2"}
+
+
+def _imported(*folders: str) -> set[str]:
+    """The distributions that the code in these folders imports, by their normalised names."""
+    paths = [path for path in _tracked() if path.suffix == ".py"]
+    paths = [path for path in paths if path.relative_to(ROOT).parts[0] in folders]
+    own = {"segdistill", "pipelines", "serving", "tools", "benchmarks", "tests"}
+    own |= {path.stem for path in paths}  # scripts import their neighbours by name
+    tops = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                tops.add(node.module.partition(".")[0])
+    known = metadata.packages_distributions()
+    declared = _declared("run") | _declared("dev")
+    found = set()
+    for top in tops - own - ELSEWHERE - sys.stdlib_module_names:
+        names = {_name(name) for name in known.get(top, [top])}
+        found |= names & declared or names
+    return found
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Every package that the code imports is a dependency; what only tests import may be one of dev."""
+    code = _imported("platform", "pipelines", "serving", "tools", "benchmarks")
+    assert code <= _declared("run")
+    assert _imported("tests") <= _declared("run") | _declared("dev")
+
+
+def test_what_is_declared_is_used() -> None:
+    """Every dependency is imported, or its reason is given."""
+    used = _imported("platform", "pipelines", "serving", "tools", "benchmarks", "tests")
+    assert (_declared("run") | _declared("dev")) - used <= NOT_IMPORTED.keys()
+    assert NOT_IMPORTED.keys() <= _declared("run") | _declared("dev")
 
 
 def test_environment_is_the_lock() -> None:

@@ -43,7 +43,7 @@ def results(reports: Path) -> list[str]:
 def family_lines(family: Sequence[Figures]) -> list[str]:
     """The family as a Markdown table, one line per member, in the order of ``family.json``.
 
-    The first member is the teacher; beside parameters and CPU seconds stands the change against its own.
+    The first member is the teacher; beside parameters and CPU seconds is the change against it.
     """
     rows = [*_HEAD, *(_cells(member, family[0]) for member in family)]
     return ["| " + " | ".join(row) + " |" for row in rows]
