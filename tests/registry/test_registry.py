@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pipelines import champion as champion_stage
 from pipelines import register as register_stage
 from segdistill.cli import app
-from segdistill.files import read_json, write_json
+from segdistill.files import SegdistillError, read_json, write_json
 from segdistill.registry.champion import aliases, fetch_bundle, resolve
 from segdistill.registry.lineage import read_lineage
 from segdistill.registry.promote import promote
@@ -319,6 +319,17 @@ def test_an_empty_registry_says_what_to_run(root: Path) -> None:
     """Resolving before anything is registered names the stage to run."""
     with pytest.raises(RegistryError, match="dvc repro register"):
         resolve(root, "abdomen_ct", "champion")
+
+
+def test_weights_that_are_not_finite_are_not_registered(tmp_path: Path) -> None:
+    """A bundle with a NaN in its network is refused by the tensor's name."""
+    root = make_root(tmp_path)
+    bundle = root / "bundles" / TASK / "teacher"
+    threshold_bundle(
+        bundle, (float("nan"),), provenance={"name": "teacher", "role": "teacher", "width": 1.0}
+    )
+    with pytest.raises(SegdistillError, match=r"model\.onnx: .*bias are NaN or infinite"):
+        register_family(root, TASK)
 
 
 def test_what_cannot_be_traced_is_not_registered(tmp_path: Path) -> None:

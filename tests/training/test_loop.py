@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from segdistill.files import SegdistillError
 from segdistill.network.model import write_model
@@ -71,6 +72,23 @@ def test_an_unfinished_training_is_not_taken_for_a_finished_one(tmp_path: Path) 
         train(job, _PowerCut(tmp_path))
     with pytest.raises(SegdistillError, match="stopped at step 10 of 20"):
         finished(tmp_path / "checkpoint", job)
+
+
+def test_a_training_that_ends_in_no_numbers_has_no_network(tmp_path: Path) -> None:
+    """A weight of the finished network that isn't finite is named, and the network isn't handed out."""
+    job = toy_job(tmp_path)
+    session = LocalSession(tmp_path)
+    train(job, session)
+    latest = session.latest()
+    assert latest is not None
+    state = latest / "state.safetensors"
+    tensors = load_file(state)
+    for name, value in tensors.items():
+        if name.endswith("conv.weight") and not name.startswith("optimizer."):
+            value.view(-1)[0] = float("nan")
+    save_file(tensors, state)
+    with pytest.raises(SegdistillError, match=rf"{job.name} after step 20: .*conv\.weight are NaN"):
+        finished(latest, job)
 
 
 def test_a_control_is_its_student_without_the_teacher(tmp_path: Path) -> None:

@@ -35,6 +35,17 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_teacher_that_gives_no_numbers_writes_no_soft_labels(taught: Path, tmp_path: Path) -> None:
+    """Probabilities that aren't finite end the stage with the case's name, and nothing is written."""
+    plan = Plan.read(next(taught.rglob("plan.json")))
+    teacher = read_model(taught / "teacher", plan)
+    with torch.no_grad():
+        next(teacher.network.parameters()).fill_(float("nan"))
+    with pytest.raises(SegdistillError, match="teacher gives NaN for this case"):
+        write_soft_labels(teacher, plan, taught / "data", tmp_path / "soft")
+    assert not list(tmp_path.iterdir())
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 12), sharp=st.floats(0.1, 20))
 def test_what_is_kept_of_the_likeliest_two_classes_is_exact_to_a_255th(
