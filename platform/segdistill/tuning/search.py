@@ -23,7 +23,7 @@ from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.setting import BackendName, Precision, Setting, has_openvino, processor
 from segdistill.tuning.choice import DEFAULT, Tolerance, best
-from segdistill.volume import read_label_map
+from segdistill.volume import grid_difference, read_label_map, read_volume
 
 _DECIMALS = 5
 
@@ -101,13 +101,14 @@ def tune(
         having the label map, median over cases and rounds.
 
     Raises:
-        SegdistillError: no case, one that can't be read, or the reference itself can't be run.
+        SegdistillError: no case, one that can't be read, a label map that isn't on its scan's grid, or
+            the reference itself can't be run.
     """
     if not cases:
         raise SegdistillError(f"{folder}: tuning needs a scan at least.")
     bundle = Bundle.read(folder)
     names = {entry.code: entry.name for entry in bundle.plan.structures}
-    known = [read_label_map(case.labels).array if case.labels else None for case in cases]
+    known = [_reference(case) for case in cases]
     truth: list[NDArray[Any]] = []
     before: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
@@ -153,6 +154,18 @@ def tune(
     }
 
 
+def _reference(case: TuningCase) -> NDArray[Any] | None:
+    if case.labels is None:
+        return None
+    labels = read_label_map(case.labels)
+    if difference := grid_difference(read_volume(case.scan), labels):
+        raise SegdistillError(
+            f"{case.labels}: not on the grid of {case.scan}: {difference}. Give the label map that "
+            "belongs to the scan."
+        )
+    return labels.array
+
+
 def _alone(
     folder: Path, setting: Setting, scans: Sequence[Path]
 ) -> tuple[list[NDArray[np.uint8]], dict[str, float]]:
@@ -180,8 +193,6 @@ def _dice(
     """Dice by structure, mean over the cases that have it in the truth; NaN where none has."""
     each: dict[str, list[float]] = {name: [] for name in names.values()}
     for labels, reference in zip(found, truth, strict=True):
-        if labels.shape != reference.shape:
-            raise SegdistillError("a label map isn't on its scan's grid. Tune with the scan's own.")
         pairs = np.bincount(
             (reference.astype(np.uint16).ravel() << 8) | labels.ravel(), minlength=65536
         ).reshape(256, 256)
