@@ -49,6 +49,18 @@ def test_scan_to_label_map(tmp_path, mode, name):
     assert outcome.volumes_ml["structure_1"] == pytest.approx(11.49, rel=0.05)
 
 
+def test_a_scan_without_orientation_is_not_segmented(tmp_path):
+    """Left and right are never assumed: without a form that counts there's a reason, no label map."""
+    image = nib.Nifti1Image(ball_scan((24, 24, 24))[0].array, None)
+    image.to_filename(tmp_path / "scan.nii")
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    with pytest.raises(
+        VolumeError, match=r"scan\.nii: .*no orientation.*left and right are unknown.*DICOM"
+    ):
+        segmentator.segment_file(tmp_path / "scan.nii", tmp_path / "labels.nii")
+    assert not (tmp_path / "labels.nii").exists()
+
+
 def test_steps_are_timed_in_order(tmp_path):
     """Every step has wall and CPU seconds, in the order of the pipeline."""
     segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))

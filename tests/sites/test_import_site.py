@@ -334,8 +334,11 @@ def same_voxels(source: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "wrong"),
     [
-        (shift_label, "not on the same grid"),
-        (crop_label, "not on the same grid"),
+        (
+            shift_label,
+            "not on the same grid: the same voxel is up to 0.75 mm apart (0.5 voxels along axis 1",
+        ),
+        (crop_label, "not on the same grid: shape "),
         (strange_code, "unknown label code(s) 30, 77;"),
         (fractional_code, "whole numbers"),
         (empty_label, "only background"),
@@ -358,6 +361,19 @@ def test_one_bad_case_is_named_and_nothing_is_imported(
     ((case, what),) = problems.items()
     assert wrong in what
     assert case == "Trcase_001" or spoil is same_voxels
+
+
+def test_a_label_map_turned_by_rounding_is_on_the_scans_grid(tmp_path: Path) -> None:
+    """A direction that a round trip through another tool rounded is taken, and the site has one grid."""
+    source = make_nnunet(tmp_path / "data", train=3)
+    turned = AFFINE.copy()
+    turned[:2, :2] = AFFINE[:2, :2] @ np.array([[1, 1.1e-4], [-1.1e-4, 1]])
+    save_nifti(source / "labelsTr" / "Trcase_001.nii.gz", label_array(), turned)
+    added = add_site(Request("ward", source, tmp_path))
+    for case in added.site.cases:
+        image = read_volume(added.folder / case.image)
+        label = read_label_map(added.folder / str(case.label))
+        assert np.array_equal(image.affine, label.affine)
 
 
 def test_all_problems_of_all_cases_are_listed_at_once(tmp_path: Path) -> None:

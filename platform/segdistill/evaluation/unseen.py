@@ -20,7 +20,7 @@ from segdistill.files import SegdistillError, atomic_path, write_json
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator
 from segdistill.sites.unseen import Group, UnseenCase, read_unseen
-from segdistill.volume import Volume, read_label_map, read_volume, same_grid
+from segdistill.volume import Volume, grid_difference, read_label_map, read_volume
 from segdistill.volume.overlap import dice_by_code
 
 COLUMNS = ("model", "case", "group", "dice", "volume_ml", "reference_ml")
@@ -165,9 +165,9 @@ def check_unseen(
 
 def _read_pair(data: Path, case: UnseenCase) -> tuple[Volume, Volume]:
     scan, reference = read_volume(data / case.image), read_label_map(data / case.reference)
-    if not same_grid(scan, reference):
+    if difference := grid_difference(scan, reference):
         raise SegdistillError(
-            f"{data / case.reference}: not on the grid of {data / case.image}. "
+            f"{data / case.reference}: not on the grid of {data / case.image}: {difference}. "
             "Run 'dvc repro unseen_data' again."
         )
     return scan, reference

@@ -29,7 +29,7 @@ from segdistill.runtime.resample import (
     resample,
     target_size,
 )
-from segdistill.volume import Volume, same_grid
+from segdistill.volume import Volume, grid_difference
 
 Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -226,10 +226,10 @@ def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[n
         SegdistillError: the label map isn't on the scan's grid.
     """
     scan = Volume(np.empty(geometry.scan_shape, np.bool_), geometry.scan_affine)
-    if not same_grid(label, scan, tolerance_mm=1e-2):
+    if difference := grid_difference(scan, label):
         raise SegdistillError(
-            f"the label map, shape {label.array.shape}, isn't on the grid of the scan, shape "
-            f"{geometry.scan_shape}. Resample it to the scan, or take the label map that belongs to it."
+            f"the label map isn't on the grid of the scan: {difference}. Resample it to the scan, or "
+            "take the label map that belongs to it."
         )
     codes = apply_orientation(label.array, geometry.flips)[geometry.slices]
     channel = np.zeros(codes.shape, np.uint8)

@@ -13,7 +13,7 @@ from segdistill.files import SegdistillError, atomic_folder, write_json
 from segdistill.runtime.plan import Normalisation, Plan, Structure
 from segdistill.runtime.preprocess import preprocess, preprocess_label
 from segdistill.sites.manifest import Case, Site
-from segdistill.volume import Volume, check_volume, read_label_map, read_volume, same_grid
+from segdistill.volume import Volume, check_volume, grid_difference, read_label_map, read_volume
 
 _KEYS = {
     *("modality", "orientation", "spacing_mm", "foreground"),
@@ -215,8 +215,10 @@ def _read_scan(entry: Entry) -> Volume:
 def _read_label(entry: Entry, scan: Volume) -> Volume:
     assert entry.label is not None  # noqa: S101 - callers ask for labelled cases only
     label = read_label_map(entry.label)
-    if not same_grid(scan, label, tolerance_mm=1e-2):
-        raise SegdistillError(f"{entry.label}: not on the grid of {entry.image}. Import the site again.")
+    if difference := grid_difference(scan, label):
+        raise SegdistillError(
+            f"{entry.label}: not on the grid of {entry.image}: {difference}. Import the site again."
+        )
     return label
 
 

@@ -21,11 +21,11 @@ from segdistill.sites.surface import inside, read_gifti
 from segdistill.texts import read_yaml_mapping
 from segdistill.volume import (
     Volume,
+    grid_difference,
     read_dicom_series,
     read_label_map,
     read_volume,
     reoriented,
-    same_grid,
     write_volume,
 )
 
@@ -192,8 +192,10 @@ def _write_case(out: Path, entry: Mapping[str, Any], case: UnseenCase, archive: 
         )
         write_volume(out / case.reference, labels, scan.affine)
     reference = read_label_map(out / case.reference)
-    if not same_grid(scan, reference):
-        raise SegdistillError(f"{archive}: the reference of {case.case} isn't on its scan's grid.")
+    if difference := grid_difference(scan, reference):
+        raise SegdistillError(
+            f"{archive}: the reference of {case.case} isn't on its scan's grid: {difference}."
+        )
 
 
 def _stacked(slices: Sequence[bytes]) -> Volume:

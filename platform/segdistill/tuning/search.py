@@ -23,7 +23,7 @@ from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.setting import BackendName, Precision, Setting, has_openvino, processor
 from segdistill.tuning.choice import DEFAULT, Tolerance, best
-from segdistill.volume import read_label_map
+from segdistill.volume import grid_difference, read_label_map, read_volume
 from segdistill.volume.overlap import dice_by_code
 
 _DECIMALS = 5
@@ -102,13 +102,14 @@ def tune(
         having the label map, median over cases and rounds.
 
     Raises:
-        SegdistillError: no case, one that can't be read, or the reference itself can't be run.
+        SegdistillError: no case, one that can't be read, a label map that isn't on its scan's grid, or
+            the reference itself can't be run.
     """
     if not cases:
         raise SegdistillError(f"{folder}: tuning needs a scan at least.")
     bundle = Bundle.read(folder)
     names = {entry.code: entry.name for entry in bundle.plan.structures}
-    known = [read_label_map(case.labels).array if case.labels else None for case in cases]
+    known = [_reference(case) for case in cases]
     truth: list[NDArray[Any]] = []
     before: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
@@ -154,6 +155,18 @@ def tune(
     }
 
 
+def _reference(case: TuningCase) -> NDArray[Any] | None:
+    if case.labels is None:
+        return None
+    labels = read_label_map(case.labels)
+    if difference := grid_difference(read_volume(case.scan), labels):
+        raise SegdistillError(
+            f"{case.labels}: not on the grid of {case.scan}: {difference}. Give the label map that "
+            "belongs to the scan."
+        )
+    return labels.array
+
+
 def _alone(
     folder: Path, setting: Setting, scans: Sequence[Path]
 ) -> tuple[list[NDArray[np.uint8]], dict[str, float]]:
@@ -181,8 +194,6 @@ def _dice(
     """Dice by structure, mean over the cases that have it in the truth; NaN where none has."""
     each = []
     for labels, reference in zip(found, truth, strict=True):
-        if labels.shape != reference.shape:
-            raise SegdistillError("a label map isn't on its scan's grid. Tune with the scan's own.")
         each.append(dice_by_code(labels, reference, max(names), in_reference=True))
     own = {name: [dice[code - 1] for dice in each] for code, name in names.items()}
     present = {name: [float(value) for value in dice if value == value] for name, dice in own.items()}

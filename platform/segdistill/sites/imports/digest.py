@@ -4,13 +4,11 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from segdistill.files import SegdistillError
 from segdistill.sites.manifest import Site, site_folders
-from segdistill.volume import Volume, read_volume
+from segdistill.volume import Volume, read_volume, stored_shape
 
 
 def voxel_digest(volume: Volume) -> str:
@@ -33,15 +31,5 @@ def digests_of_sites(folder: Path, shapes: set[tuple[int, ...]]) -> Iterator[tup
         site = Site.read(where)
         for case in () if site.simulated else site.cases:
             image = where / case.image
-            if image.is_file() and tuple(sorted(_shape(image))) in shapes:
+            if image.is_file() and tuple(sorted(stored_shape(image))) in shapes:
                 yield voxel_digest(read_volume(image)), f"{case.case} of site {site.site}"
-
-
-def _shape(image: Path) -> tuple[int, ...]:
-    try:
-        shape: tuple[int, ...] = nib.Nifti1Image.from_filename(image).shape
-    except Exception as error:  # what nibabel raises on a damaged file has no narrower base
-        raise SegdistillError(
-            f"{image}: can't be read ({error}). Bring the site back with 'dvc checkout'."
-        ) from error
-    return shape
