@@ -1,5 +1,6 @@
 """How much memory is free, on trees of files as Linux shows them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,21 +52,23 @@ def test_file_cache_that_can_be_taken_back_is_free(
 
 
 def test_the_machine_counts_where_no_group_limits(tmp_path: Path) -> None:
-    """Without a limit, or with one that leaves more than the machine has, the machine's memory counts."""
+    """Without a limit, or with one that the machine doesn't reach, the machine's memory counts."""
     tree(tmp_path, "", of_version_2("max", 7 * GB))
     tree(tmp_path, "memory", of_version_1(9223372036854771712, 7 * GB))
     assert available_bytes(tmp_path) == pytest.approx(100 * GB, rel=1e-6)
 
 
 @pytest.mark.parametrize("tightest", range(3))
-@pytest.mark.parametrize(("base", "line", "files"), [("", "0::", of_version_2), ("memory", "4:memory:", of_version_1)])
+@pytest.mark.parametrize(
+    ("base", "line", "files"), [("", "0::", of_version_2), ("memory", "4:memory:", of_version_1)]
+)
 def test_the_tightest_of_nested_groups_counts(
-    tmp_path: Path, tightest: int, base: str, line: str, files: type[object]
+    tmp_path: Path, tightest: int, base: str, line: str, files: Callable[..., dict[str, object]]
 ) -> None:
     """Of the process's own group and those above it, the one that leaves least counts."""
     for number, group in enumerate(("a.slice", "a.slice/b.service", "a.slice/b.service/c")):
         free = 1 if number == tightest else 3
-        tree(tmp_path, str(Path(base, group)), files((free + 2) * GB, 3 * GB, GB))  # type: ignore[call-arg]
+        tree(tmp_path, str(Path(base, group)), files((free + 2) * GB, 3 * GB, GB))
     (tmp_path / "proc/self/cgroup").write_text(f"1:name=systemd:/x\n{line}/a.slice/b.service/c\n")
     assert available_bytes(tmp_path) == pytest.approx(1 * GB)
 

@@ -65,8 +65,8 @@ class Bundle:
         """Read a bundle and verify every file of it.
 
         Raises:
-            BundleError: a file is missing, changed or unlisted, a listed name leads out of the folder, or
-                ``provenance.json`` isn't one.
+            BundleError: a file is missing, changed or unlisted, a listed name leads out of the
+                folder, or ``provenance.json`` isn't one.
         """
         seal_path = folder / PROVENANCE
         if not seal_path.is_file():

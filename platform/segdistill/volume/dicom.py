@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.volume.grid import Volume, VolumeError, check_volume
-from segdistill.volume.memory import available_bytes
+from segdistill.volume.memory import TooLittleMemoryError, available_bytes
 
 # Share of the distance between slices by which a position may be off: what writing it in decimals does.
 _UNEVEN = 0.02
@@ -42,6 +42,7 @@ def read_dicom_series(folder: Path) -> Volume:
             voxel size, two slices at one place, a missing slice or uneven distances, a tilted gantry,
             several frames in one file, colour, pixels that can't be decoded, a CT without its HU scale,
             or what :func:`~segdistill.volume.check_volume` refuses.
+        TooLittleMemoryError: larger than the memory that is free.
     """
     files = sorted(path for path in folder.iterdir() if path.name != "DICOMDIR" and is_dicom(path))
     if not files:
@@ -55,7 +56,7 @@ def read_dicom_series(folder: Path) -> Volume:
     rows, columns = int(slices[0].Rows), int(slices[0].Columns)
     needed = rows * columns * len(files) * 4
     if needed > available_bytes():
-        raise VolumeError(
+        raise TooLittleMemoryError(
             f"{folder}: {len(files)} slices need {needed / 1e9:.1f} GB of memory, "
             f"{available_bytes() / 1e9:.1f} GB are free. Free some memory."
         )

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from segdistill.volume.dicom import read_dicom_series
 from segdistill.volume.grid import Volume, VolumeError, check_affine, check_shape, check_volume
-from segdistill.volume.memory import available_bytes
+from segdistill.volume.memory import TooLittleMemoryError, available_bytes
 
+_MOST_PACKED = 1032  # bytes that one compressed byte holds at most (zlib's technical details)
 _EXPORT_AGAIN = "Export or copy it again."
 _NEEDED = "A NIfTI file (.nii, .nii.gz) or an MGZ file (.mgz, .mgh) is needed."
 
@@ -32,7 +33,8 @@ def read_volume(path: Path) -> Volume:
 
     Raises:
         VolumeError: not such a file, truncated or damaged, of a data type that isn't real numbers,
-            larger than the memory, or one that :func:`~segdistill.volume.check_volume` refuses.
+            or one that :func:`~segdistill.volume.check_volume` refuses.
+        TooLittleMemoryError: larger than the memory that is free.
     """
     if path.is_dir():
         return read_dicom_series(path)
@@ -109,11 +111,18 @@ def _read_stream(
         )
     shape = _without_trailing_ones(image.shape)
     check_shape(shape, str(path))
-    needed = int(np.prod([float(n) for n in shape])) * (stored.itemsize + 4)
-    if needed > available_bytes():
+    voxels = float(np.prod([float(n) for n in shape]))
+    size = path.stat().st_size
+    if voxels * stored.itemsize > size * (_MOST_PACKED if isinstance(stream, igzip.IGzipFile) else 1):
         raise VolumeError(
+            f"{path}: the file is truncated, {size} bytes can't hold the {shape} voxels that its header "
+            f"states. {_EXPORT_AGAIN}"
+        )
+    needed = voxels * (stored.itemsize + 4)
+    if needed > available_bytes():
+        raise TooLittleMemoryError(
             f"{path}: shape {shape} needs {needed / 1e9:.1f} GB of memory, "
-            f"{available_bytes() / 1e9:.1f} GB are free. Free some memory, or check the header."
+            f"{available_bytes() / 1e9:.1f} GB are free. Free some memory, or give a smaller scan."
         )
     try:
         array = (
