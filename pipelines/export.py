@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 import segdistill
-from segdistill.files import SegdistillError, atomic_folder
+from segdistill.files import SegdistillError, atomic_folder, visible
 from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import MODEL_JSON, Model, TorchBackend, read_model
 from segdistill.network.quantise import quantise
@@ -41,7 +41,7 @@ def main() -> None:
     count = params["export"]["calibration_cases"]
     calibration = training[:: max(1, len(training) // count)][:count]
     names = (
-        sorted(card.parent.name for card in args.models.glob(f"*/{MODEL_JSON}"))
+        [card.parent.name for card in visible(args.models.glob(f"*/{MODEL_JSON}"), args.models)]
         if args.all
         else [
             "teacher",

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -275,7 +274,7 @@ def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(
     fsync, replace = os.fsync, Path.replace
 
     def flushed(handle: int) -> None:
-        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().name)
         fsync(handle)
 
     def renamed(path: Path, target: Path) -> Path:
