@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from segdistill.volume import VolumeError, read_label_map, read_volume, write_volume
+from segdistill.volume.memory import TooLittleMemoryError
 
 SHAPE = (12, 11, 10)
 
@@ -175,10 +176,18 @@ def test_unknown_data_type(tmp_path, voxels):
     refused(save(tmp_path / "scan.nii", voxels, datatype=9999), "header", "again")
 
 
-def test_larger_than_memory(tmp_path, voxels):
-    """A small file whose header claims more voxels than fit the memory is refused before reading."""
-    path = save(tmp_path / "scan.nii.gz", voxels, dim=[3, 32000, 32000, 32000, 1, 1, 1, 1])
-    refused(path, "memory", "GB", "check the header")
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_more_voxels_than_the_file_can_hold(tmp_path, voxels, name):
+    """A small file whose header claims a huge scan is refused before reading, as a fault of the file."""
+    refused(save(tmp_path / name, voxels, dim=[3, 32000, 32000, 32000, 1, 1, 1, 1]), "truncated", "hold")
+
+
+def test_larger_than_memory(tmp_path, voxels, monkeypatch):
+    """A whole scan that doesn't fit the memory is refused with both numbers, as no fault of the file."""
+    monkeypatch.setattr("segdistill.volume.reading.available_bytes", lambda: 1e3)
+    path = save(tmp_path / "scan.nii.gz", voxels)
+    with pytest.raises(TooLittleMemoryError, match=r"scan\.nii\.gz.*needs 0\.0 GB.*0\.0 GB are free"):
+        read_volume(path)
 
 
 def test_label_map_with_fractions(tmp_path):

@@ -25,6 +25,10 @@ FIXED_VOXELS = 2**22
 Logits = NDArray[np.float32] | NDArray[np.uint16]
 
 
+class EngineError(SegdistillError):
+    """The engine couldn't prepare or run the network, mostly for want of memory; another try may do."""
+
+
 class Backend(Protocol):
     """Runs a network: (1, 1, X, Y, Z) float32 to (1, K, X, Y, Z) logits."""
 
@@ -80,8 +84,15 @@ class OnnxBackend:
             raise _unfit(path, found)
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z)."""
-        logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: x})[0]
+        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z).
+
+        Raises:
+            EngineError: it fails.
+        """
+        try:
+            logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: x})[0]
+        except Exception as error:  # as above
+            raise _failed("run", x.shape, error) from error
         return logits
 
 
@@ -145,32 +156,35 @@ class OpenVinoBackend:
         """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z); in ``bf16`` as uint16.
 
         Raises:
-            SegdistillError: the network can't be compiled for a large ``x`` (:data:`FIXED_VOXELS`).
+            EngineError: it fails, or can't be compiled for a large ``x`` (:data:`FIXED_VOXELS`); what
+                was compiled before is kept.
         """
-        own = self._compiled_for(x.shape if x.size >= FIXED_VOXELS else None)
-        found = own.request.infer({0: x}, share_inputs=True, share_outputs=True)
+        network, own = self._compiled_for(x.shape if x.size >= FIXED_VOXELS else None)
+        try:
+            if not hasattr(own, "request"):
+                own.request = network.create_infer_request()
+            found = own.request.infer({0: x}, share_inputs=True, share_outputs=True)
+        except Exception as error:  # as above
+            raise _failed("run", x.shape, error) from error
         logits: NDArray[np.float32] = found[0]
         if logits.itemsize == 2:  # OpenVINO calls them float16
             return logits.view(np.uint16)
         return logits
 
-    def _compiled_for(self, shape: tuple[int, ...] | None) -> threading.local:
-        """The calling thread's ``request``, of a network that is compiled for the shape."""
+    def _compiled_for(self, shape: tuple[int, ...] | None) -> tuple[Any, threading.local]:
+        """A network that is compiled for the shape, and the ``request`` that each thread has of it."""
         with self._compiling:
-            if self._network is None or shape != self._shape:
-                # The network of before goes first, and every thread's requests with it: its memory.
-                self._network, self._own = None, threading.local()
-                self._network, self._shape = self._compile(shape), shape
-            network, own = self._network, self._own
-        if not hasattr(own, "request"):
-            own.request = network.create_infer_request()
-        return own
+            if shape != self._shape:
+                # The network of before stays until this one is there. The requests go with it.
+                network = self._compile(shape)
+                self._network, self._shape, self._own = network, shape, threading.local()
+            return self._network, self._own
 
     def _compile(self, shape: tuple[int, ...] | None) -> Any:
         """The network for inputs of one shape, or of any.
 
         Raises:
-            SegdistillError: OpenVINO can't, mostly for want of memory.
+            EngineError: OpenVINO can't, mostly for want of memory.
         """
         model = self._model.clone()
         try:
@@ -179,11 +193,7 @@ class OpenVinoBackend:
                 _sum_instead_of_concatenating(model)
             return self._core.compile_model(model, "CPU", self._settings)
         except Exception as error:  # as above
-            size = " x ".join(map(str, shape[2:])) if shape else "any number of"
-            raise SegdistillError(
-                f"OpenVINO can't prepare the network for {size} voxels ({str(error).strip()[-200:]}). "
-                "Free some memory, or crop the scan to the part that matters."
-            ) from error
+            raise _failed("prepare", shape, error) from error
 
 
 def _sum_instead_of_concatenating(model: Any) -> None:
@@ -230,6 +240,14 @@ def _sum_instead_of_concatenating(model: Any) -> None:
 def _must_exist(path: Path) -> None:
     if not path.is_file():
         raise SegdistillError(f"{path}: no such file. Fetch the bundle from the registry again.")
+
+
+def _failed(what: str, shape: tuple[int, ...] | None, error: Exception) -> EngineError:
+    size = " x ".join(map(str, shape[2:])) if shape else "any number of"
+    return EngineError(
+        f"the engine can't {what} the network for {size} voxels ({str(error).strip()[-200:]}). "
+        "Free some memory, or crop the scan to the part that matters."
+    )
 
 
 def _unfit(path: Path, found: object) -> SegdistillError:

@@ -29,7 +29,7 @@ from segdistill.runtime.resample import (
     resample,
     target_size,
 )
-from segdistill.volume import Volume, grid_difference
+from segdistill.volume import Volume, VolumeError, grid_difference
 
 Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -142,7 +142,7 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
         The scan on the plan's grid. It may be smaller than a patch: padding is the windows' part.
 
     Raises:
-        SegdistillError: the scan has no foreground.
+        VolumeError: the scan has no foreground.
     """
     return to_grid(crop(volume, plan), plan)
 
@@ -155,7 +155,7 @@ def crop(volume: Volume, plan: Plan) -> Cropped:
         plan: the family's plan.
 
     Raises:
-        SegdistillError: the scan has no foreground.
+        VolumeError: the scan has no foreground.
     """
     turns = flips(volume, plan)
     oriented = apply_orientation(volume.array, turns)
@@ -256,7 +256,7 @@ def foreground(
         spacing_mm: voxel size along each axis, mm; only ``body`` asks for it.
 
     Raises:
-        SegdistillError: there are none.
+        VolumeError: there are none.
     """
     mask: NDArray[np.bool_]
     if rule == "body":
@@ -266,7 +266,7 @@ def foreground(
         along = order.along_memory(array)
         mask = order.back(along > along.mean(dtype=np.float64) if rule == "above_mean" else along != 0)
     if not mask.any():
-        raise SegdistillError(f"the scan has no content: no voxel is {rule}. Check the export.")
+        raise VolumeError(f"the scan has no content: no voxel is {rule}. Check the export.")
     return mask
 
 

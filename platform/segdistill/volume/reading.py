@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from segdistill.volume.dicom import read_dicom_series
 from segdistill.volume.grid import Volume, VolumeError, check_volume
-from segdistill.volume.header import HEADER_BYTES, NEEDED, Header, parse_header, parsing
-from segdistill.volume.memory import available_bytes
+from segdistill.volume.header import EXPORT_AGAIN, HEADER_BYTES, NEEDED, Header, parse_header, parsing
+from segdistill.volume.memory import TooLittleMemoryError, available_bytes
 
+_MOST_PACKED = 1032  # bytes that one compressed byte holds at most (zlib's technical details)
 # The most that a code may be off a whole number; interpolation and probability maps leave more.
 _WHOLE = 0.05
 
@@ -31,8 +32,9 @@ def read_volume(path: Path) -> Volume:
 
     Raises:
         VolumeError: not such a file, truncated or damaged, of a data type that isn't real numbers, with
-            a header that contradicts itself or leaves the orientation or the unit open, larger than the
-            memory, or one that :func:`~segdistill.volume.check_volume` refuses.
+            a header that contradicts itself or leaves the orientation or the unit open, or one that
+            :func:`~segdistill.volume.check_volume` refuses.
+        TooLittleMemoryError: larger than the memory that is free.
     """
     if path.is_dir():
         return read_dicom_series(path)
@@ -90,11 +92,19 @@ def _whole(array: NDArray[Any], header: Header, path: Path) -> NDArray[Any]:
 def _read(path: Path, dtype: type[np.float32] | None) -> tuple[Header, NDArray[Any]]:
     """The header and the (X, Y, Z) array, in ``dtype`` or as stored and scaled."""
     with _opened(path) as (stream, header):
-        needed = int(np.prod([float(n) for n in header.shape])) * (header.dtype.itemsize + 4)
-        if needed > available_bytes():
+        voxels = float(np.prod([float(n) for n in header.shape]))
+        size = path.stat().st_size
+        most = size * (_MOST_PACKED if isinstance(stream, igzip.IGzipFile) else 1)
+        if voxels * header.dtype.itemsize > most:
             raise VolumeError(
+                f"{path}: the file is truncated, {size} bytes can't hold the {header.shape} voxels that "
+                f"its header states. {EXPORT_AGAIN}"
+            )
+        needed = voxels * (header.dtype.itemsize + 4)
+        if needed > available_bytes():
+            raise TooLittleMemoryError(
                 f"{path}: shape {header.shape} needs {needed / 1e9:.1f} GB of memory, "
-                f"{available_bytes() / 1e9:.1f} GB are free. Free some memory, or check the header."
+                f"{available_bytes() / 1e9:.1f} GB are free. Free some memory, or give a smaller scan."
             )
         with parsing(str(path), "the voxels can't be read, the file is truncated or damaged"):
             # No memory map: the file may change or go away while the volume is in use.

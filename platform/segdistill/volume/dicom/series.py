@@ -11,7 +11,7 @@ from segdistill.volume.dicom.pixels import read_pixels
 from segdistill.volume.dicom.slices import read_slices
 from segdistill.volume.dicom.stack import stack
 from segdistill.volume.grid import Volume, VolumeError, check_volume
-from segdistill.volume.memory import available_bytes
+from segdistill.volume.memory import TooLittleMemoryError, available_bytes
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def _read_series(folder: Path) -> Volume:
     rows, columns = slices[0].shape
     needed = rows * columns * len(slices) * 4
     if needed > available_bytes():
-        raise VolumeError(
+        raise TooLittleMemoryError(
             f"{folder}: {len(slices)} slices need {needed / 1e9:.1f} GB of memory, "
             f"{available_bytes() / 1e9:.1f} GB are free. Free some memory."
         )
