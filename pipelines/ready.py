@@ -1,12 +1,12 @@
 """Stage ``ready``: what the folder of an imported teacher holds, for trainings to depend on."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import yaml
 
-from segdistill.files import SegdistillError, write_json
+from pipelines.stage import run_stage
+from segdistill.files import write_json
 from segdistill.interop.ready_plan import ready_digests
 
 
@@ -22,7 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

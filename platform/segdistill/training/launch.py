@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -192,7 +193,14 @@ def _fit(job: Job, folder: Path) -> None:
         with _shown(folder / PROGRESS):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise SegdistillError(f"{job.name}: the training failed for good: {error}") from error
+        raise SegdistillError(_why(job, error)) from error
+
+
+def _why(job: Job, error: Exception) -> str:
+    """What a worker failed with: the last line of its traceback, which Ray hands on as text."""
+    last = str(error).strip().splitlines()[-1].strip()
+    own = re.match(r"segdistill\.[\w.]+: (.*)", last)
+    return own[1] if own else f"{job.name}: the training failed for good: {last}"
 
 
 @contextmanager
