@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pipelines.stage import run_stage
 from pipelines.train import make_job
 from segdistill.evaluation import plots
 from segdistill.evaluation.score import write_table
-from segdistill.files import SegdistillError, write_json
+from segdistill.files import write_json
 from segdistill.studies.ablation import Run, summarise
 from segdistill.studies.runs import Outcome, run_all
 from segdistill.training.job import Job
@@ -139,7 +140,4 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

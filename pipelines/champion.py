@@ -1,13 +1,13 @@
 """Stage ``champion``: which version the alias stands for, in a receipt that packaging depends on."""
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from segdistill.files import SegdistillError, write_json
+from pipelines.stage import run_stage
+from segdistill.files import write_json
 from segdistill.registry.champion import aliases, resolve
 from segdistill.registry.register import model_name
 
@@ -37,7 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.stage import run_stage
 from segdistill.evaluation.evaluate import Settings, evaluate
-from segdistill.files import SegdistillError
 
 
 def main() -> None:
@@ -39,7 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

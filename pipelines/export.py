@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 import segdistill
+from pipelines.stage import run_stage
 from segdistill.files import SegdistillError, atomic_folder, subfolders
 from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import MODEL_JSON, Model, TorchBackend, read_model
@@ -112,4 +113,4 @@ def _export(
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

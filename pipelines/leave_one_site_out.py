@@ -6,9 +6,10 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.stage import run_stage
 from segdistill.evaluation.members import read_members, read_test_set
 from segdistill.evaluation.score import DECIMALS, make_scorecard, read_scorecard, write_table
-from segdistill.files import SegdistillError, write_json
+from segdistill.files import write_json
 from segdistill.studies.leave_one_out import both, only_site, summarise
 
 
@@ -51,7 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -1,12 +1,12 @@
 """Stage ``package``: the bento of exactly the version that was promoted."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import yaml
 
-from segdistill.files import SegdistillError, read_json, write_json
+from pipelines.stage import run_stage
+from segdistill.files import read_json, write_json
 from serving.packaging.bento import check_receipt, package
 
 
@@ -38,7 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.files import SegdistillError
+from pipelines.stage import run_stage
 from segdistill.interop.ready_plan import ready_plan
 from segdistill.sites.manifest import read_sites
 from segdistill.sites.prepare import hold_out, make_plan, prepare
@@ -52,7 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -1,12 +1,12 @@
 """Stage ``register``: every bundle that isn't in the registry yet, with its figures and its card."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import yaml
 
-from segdistill.files import SegdistillError, write_json
+from pipelines.stage import run_stage
+from segdistill.files import write_json
 from segdistill.registry.register import model_name, register_family
 
 
@@ -28,7 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

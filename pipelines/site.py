@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.stage import run_stage
 from segdistill.files import SegdistillError
 from segdistill.simulation.anatomy import read_anatomy
 from segdistill.simulation.simulate import modality_of, simulate_site
@@ -51,7 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.stage import run_stage
 from segdistill.files import atomic_path, read_json
 from segdistill.interop.ready import ready_network, take_teacher
 from segdistill.network.model import MODEL_JSON, Role, write_model
@@ -141,4 +142,4 @@ def make_job(
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

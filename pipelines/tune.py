@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.files import SegdistillError, read_json, write_json
+from pipelines.stage import run_stage
+from segdistill.files import read_json, write_json
 from segdistill.registry.champion import fetch_bundle
 from segdistill.runtime.setting import Setting
 from segdistill.sites.manifest import read_sites, take_turns
@@ -63,7 +64,4 @@ def validation_cases(sites: Path, count: int) -> list[TuningCase]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -25,6 +25,7 @@ _BUNDLE = {"segdistill.registry": "hands over the bundle whose digest the receip
 #: import isn't looked at either. If one alters an output after all, 'dvc repro -f STAGE' makes it anew.
 DECIDES_NOTHING: Mapping[str, Mapping[str, str]] = {
     "*": {
+        "pipelines.stage": "how errors are told",
         "segdistill.files": "whole files or none, and how errors are told",
         "segdistill.runtime.cpus": "how many processes and threads, so how fast",
     },

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
+from pipelines.stage import run_stage
 from segdistill.family import Figures, read_family
 from segdistill.files import SegdistillError, atomic_path, read_json, subfolders, write_json
 from segdistill.shown import command
@@ -221,7 +221,7 @@ def serve(root: Path, log: Path, task: str) -> Iterator[str]:
             command, cwd=root, env=environment() | {"SEGDISTILL_TASK": task}, output=output
         ) as process,
     ):
-        print(f"bentoml serve: {address} ...", end="", flush=True)
+        print(f"bentoml serve: {address} ...", flush=True)
         deadline = time.monotonic() + READY_S
         while not _ready(address):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -231,7 +231,7 @@ def serve(root: Path, log: Path, task: str) -> Iterator[str]:
                     "Its last words:\n" + "\n".join(said)
                 )
             time.sleep(0.1)
-        print(" ready", flush=True)
+        print("bentoml serve: ready", flush=True)
         yield address
 
 
@@ -418,9 +418,4 @@ def family_table(family: Sequence[Figures]) -> list[str]:
 
 if __name__ == "__main__":
     stop_politely()
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"\nerror: {error}")
-    except subprocess.SubprocessError as error:
-        sys.exit(f"\nerror: {error}")
+    run_stage(main)

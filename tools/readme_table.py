@@ -1,12 +1,12 @@
 """Bring the results blocks of README.md and docs/profiles.md in step with what the evaluations wrote."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipelines.stage import run_stage
 from segdistill.evaluation.compare import Comparison, read_comparisons
 from segdistill.family import Figures, read_family
 from segdistill.files import SegdistillError, atomic_path, read_json
@@ -155,7 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -1,13 +1,13 @@
 """Bring the tables of docs/ablation.md in step with what the studies wrote."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segdistill.files import SegdistillError, atomic_path, read_json, visible
+from pipelines.stage import run_stage
+from segdistill.files import atomic_path, read_json, visible
 from tools.readme_table import with_block
 
 PAGE = Path("docs/ablation.md")
@@ -117,7 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segdistill.files import SegdistillError
-from segdistill.training.launch import _own_folder, run_here
+from segdistill.training.launch import _own_folder, _why, run_here
 from tests.training.toy import toy_job
 
 
@@ -40,3 +40,12 @@ def test_a_stopped_training_keeps_its_checkpoints(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     with _own_folder(job, tmp_path / "runs") as again:
         assert again == folder
+
+
+def test_a_failed_worker_is_told_in_one_line(tmp_path: Path) -> None:
+    """What this library said in a worker arrives as it was said; anything else with the job's name."""
+    job = toy_job(tmp_path)
+    ours = "Training failed due to worker errors:\n  File x\nsegdistill.files.SegdistillError: no."
+    assert _why(job, RuntimeError(ours)) == "no."
+    theirs = "Training failed\n  File x\nMemoryError: 3 GB\n"
+    assert _why(job, RuntimeError(theirs)) == "teacher: the training failed for good: MemoryError: 3 GB"

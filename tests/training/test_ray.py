@@ -50,7 +50,7 @@ class _Run:
     def reached(self) -> int:
         """The last step of which a checkpoint is on the disk."""
         steps = [0]
-        for path in self.runs.glob("*/*/checkpoint_*/progress.json"):
+        for path in self.runs.glob("*/*/checkpoint/progress.json"):
             with contextlib.suppress(OSError, ValueError):  # removed or copied right now
                 steps.append(json.loads(path.read_text())["step"])
         return max(steps)

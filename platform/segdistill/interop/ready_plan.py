@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segdistill.files import SegdistillError
+from segdistill.files import SegdistillError, sha256_of
 from segdistill.runtime.plan import PLAN, Plan
 from segdistill.shown import command
 from segdistill.sites.manifest import Site
@@ -21,11 +21,7 @@ def ready_plan(folder: Path, sites: Sequence[Site], task: str) -> Plan:
         SegdistillError: no such folder; or the plan is of another task or label protocol, or has other
             structures.
     """
-    if not (folder / PLAN).is_file():
-        raise SegdistillError(
-            f"{folder}: no imported teacher, though teacher.ready in params.yaml names it. Set that to "
-            f"null, or make it: {command('segdistill', 'import-nnunet', 'RESULTS', '--out', folder)}"
-        )
+    _must_be_there(folder)
     plan = Plan.read(folder / PLAN)
     ours = {entry.code: entry.name for entry in plan.structures}
     wrong = None
@@ -46,3 +42,25 @@ def ready_plan(folder: Path, sites: Sequence[Site], task: str) -> Plan:
     if wrong:
         raise SegdistillError(f"{folder / PLAN}: {wrong}.")
     return plan
+
+
+def ready_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of an imported teacher, by its path in the folder.
+
+    Args:
+        folder: what ``segdistill import-nnunet`` wrote.
+
+    Raises:
+        SegdistillError: no such folder.
+    """
+    _must_be_there(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+def _must_be_there(folder: Path) -> None:
+    if not (folder / PLAN).is_file():
+        raise SegdistillError(
+            f"{folder}: no imported teacher, though teacher.ready in params.yaml names it. Set that to "
+            f"null, or make it: {command('segdistill', 'import-nnunet', 'RESULTS', '--out', folder)}"
+        )

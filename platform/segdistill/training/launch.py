@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -21,9 +22,6 @@ from segdistill.training.job import Job
 # neither of them, so the loop is imported where it is used.
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
-    from torch import nn
 
     from segdistill.network.unet import UNet
 
@@ -44,6 +42,7 @@ CPU_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
+PROGRESS = "progress.log"  # what the workers say, in the folder of the checkpoints
 _FAILURES = 2  # times that lost workers are replaced, from the last checkpoint
 
 
@@ -75,10 +74,8 @@ def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
         )
     with _own_folder(job, runs) as folder:
         with _ray():
-            checkpoint = _fit(replace(job, tracking={}) if late else job, folder)
-        from segdistill.training.loop import finished
-
-        network, history = finished(checkpoint, job)
+            _fit(replace(job, tracking={}) if late else job, folder)
+        network, history = _result(job, folder)
     if late:
         from segdistill.training.tracking import Tracker
 
@@ -99,15 +96,22 @@ def _tracked_late(job: Job) -> bool:
 
 def run_here(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
     """Train ``job`` in this process, without Ray: the same loop, for a debugger. See :func:`run`."""
-    from segdistill.training.loop import finished, train
+    from segdistill.training.loop import train
     from segdistill.training.session import LocalSession
 
     with _own_folder(job, runs) as folder:
-        session = LocalSession(folder)
-        train(job, session)
-        checkpoint = session.latest()
-        assert checkpoint is not None  # noqa: S101 - train() ends with a report
-        return finished(checkpoint, job)
+        train(job, LocalSession(folder))
+        return _result(job, folder)
+
+
+def _result(job: Job, folder: Path) -> "tuple[UNet, list[dict[str, Any]]]":
+    from segdistill.training.loop import finished
+    from segdistill.training.session import LocalSession
+
+    checkpoint = LocalSession(folder).latest()
+    if checkpoint is None:
+        raise SegdistillError(f"{folder}: the training ended without a checkpoint. Start it again.")
+    return finished(checkpoint, job)
 
 
 @contextmanager
@@ -175,9 +179,9 @@ def _ray() -> "Iterator[None]":
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fit(job: Job, folder: Path) -> Path:
+def _fit(job: Job, folder: Path) -> None:
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig, RunConfig
 
@@ -190,10 +194,13 @@ def _fit(job: Job, folder: Path) -> Path:
             f"{resources.get('CPU', 0):g} CPUs. Lower it."
         )
     threads = max(1, int(resources["CPU"]) // workers)
-    progress = folder / "progress.log"
+    # The checkpoints are the session's own. Ray keeps records of a run, too, and half of one, as a power
+    # cut leaves it, would stop every later run.
+    storage = folder / "ray"
+    shutil.rmtree(storage, ignore_errors=True)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job.to_json(), "threads": threads, "progress": str(progress)},
+        train_loop_config={"job": job.to_json(), "threads": threads, "folder": str(folder)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -201,24 +208,25 @@ def _fit(job: Job, folder: Path) -> Path:
             resources_per_worker={"CPU": threads, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            name=job.name,
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": {} if gpu else CPU_ALLOCATOR},
         ),
     )
     try:
-        with _shown(progress):
-            result = trainer.fit()
+        with _shown(folder / PROGRESS):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise SegdistillError(f"{job.name}: the training failed for good: {error}") from error
-    if result.checkpoint is None:
-        raise SegdistillError(
-            f"{folder}: the run ended without a checkpoint. Remove it and start again."
-        )
-    return Path(result.checkpoint.path)
+        raise SegdistillError(_why(job, error)) from error
+
+
+def _why(job: Job, error: Exception) -> str:
+    """What a worker failed with: the last line of its traceback, which Ray hands on as text."""
+    last = str(error).strip().splitlines()[-1].strip()
+    own = re.match(r"segdistill\.[\w.]+: (.*)", last)
+    return own[1] if own else f"{job.name}: the training failed for good: {last}"
 
 
 @contextmanager
@@ -250,41 +258,7 @@ def _worker(config: Mapping[str, Any]) -> None:
     import torch
 
     from segdistill.training.loop import train
+    from segdistill.training.session import RaySession
 
     torch.set_num_threads(config["threads"])
-    train(Job(**config["job"]), _RaySession(Path(config["progress"])))
-
-
-class _RaySession:
-    """One of Ray Train's workers."""
-
-    def __init__(self, progress: Path) -> None:
-        import ray.train
-        from ray.train.torch import get_device
-
-        context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.workers: int = context.get_world_size()
-        self.device: torch.device = get_device()
-        self._progress = progress
-
-    def wrap(self, network: "nn.Module") -> "nn.Module":
-        from ray.train.torch import prepare_model
-
-        return prepare_model(network)  # type: ignore[no-any-return]
-
-    def latest(self) -> Path | None:
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        return Path(checkpoint.to_directory()) if checkpoint else None
-
-    def say(self, line: str) -> None:
-        with self._progress.open("a") as stream:
-            stream.write(line + "\n")
-
-    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
-        import ray.train
-
-        handed = ray.train.Checkpoint.from_directory(str(checkpoint)) if self.rank == 0 else None
-        ray.train.report(dict(metrics), checkpoint=handed)
+    train(Job(**config["job"]), RaySession(Path(config["folder"])))
