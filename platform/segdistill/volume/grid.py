@@ -97,7 +97,8 @@ def affine_difference(a: NDArray[np.float64], b: NDArray[np.float64], shape: tup
         f"the same voxel is up to {farthest:.3g} mm apart ({in_voxels.max():.3g} voxels along axis "
         f"{in_voxels.argmax() + 1}; {TOLERANCE_VOXELS:g} are allowed)"
     ]
-    axes = ["".join(aff2axcodes(affine)) for affine in (a, b)]
+    # Absurd voxel sizes have no direction.
+    axes = ["".join(code or "?" for code in aff2axcodes(affine)) for affine in (a, b)]
     if axes[0] != axes[1]:
         words.append(f"axes {axes[0]} and {axes[1]}")
     sizes = [voxel_sizes(affine) for affine in (a, b)]

@@ -222,7 +222,8 @@ def _qform(
             f"{name}: the qform is no rotation, quatern_b, _c, _d are "
             f"{', '.join(f'{number:g}' for number in rest)}. Repair the header, or export again."
         )
-    first = np.sqrt(max(square, 0.0))
+    # Alone, as nibabel takes it: a half turn exactly, where rounding may have left the rest.
+    first = np.sqrt(square) if square > abs(fields.quaternion_threshold) else 0.0
     if sform is not None:
         own = mat2quat(sform[:3, :3] / voxel_sizes(sform) * turned)
         lowest, highest = np.sqrt(np.clip([square - _SQUARE_OFF, square + _SQUARE_OFF], 0, None))
