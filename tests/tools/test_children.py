@@ -79,7 +79,7 @@ def test_stopped_script_leaves_nothing_running(tmp_path: Path, number: signal.Si
     told = tmp_path / "numbers"
     script = (
         "import sys, pathlib\n"
-        "from pipelines import children\n"
+        "from tools import children\n"
         "children.stop_politely()\n"
         f"with children.child([sys.executable, '-c', {STUBBORN!r}, {str(told)!r}],\n"
         "        cwd=pathlib.Path.cwd(), env=children.environment(), patience_s=0.5) as it:\n"
