@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModelTag
 
+from segdistill.family import read_family
 from segdistill.registry.champion import Champion, fetch_bundle
-from segdistill.registry.family import read_family
 from segdistill.registry.lineage import read_lineage
 from segdistill.registry.register import model_name, register_family
 from segdistill.registry.seal import DESCRIPTION, seal_with_card, shortened
