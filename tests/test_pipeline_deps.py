@@ -27,6 +27,10 @@ DECIDES_NOTHING: Mapping[str, Mapping[str, str]] = {
     "*": {
         "pipelines.stage": "how errors are told",
         "segdistill.files": "whole files or none, and how errors are told",
+        "segdistill.network.finite": "which weights are refused",
+        "segdistill.telemetry": "that nobody is told of it",
+        "segdistill.shown": "commands as they are shown to people",
+        "segdistill.texts": "which foreign text is refused, and in which words",
         "segdistill.runtime.cpus": "how many processes and threads, so how fast",
     },
     "anatomy": {"segdistill.simulation.anatomies.{other}": "of other tasks"},

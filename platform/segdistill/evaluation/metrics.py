@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segdistill.files import SegdistillError
-from segdistill.volume.overlap import dice_by_code
+from segdistill.overlap import dice_by_code
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

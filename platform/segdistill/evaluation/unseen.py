@@ -17,11 +17,11 @@ from segdistill.evaluation.members import Member, read_members
 from segdistill.evaluation.overlays import PALETTE, shown_members, to_ras
 from segdistill.evaluation.score import write_table
 from segdistill.files import SegdistillError, atomic_path, write_json
+from segdistill.overlap import dice_by_code
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator
 from segdistill.sites.unseen import Group, UnseenCase, read_unseen
 from segdistill.volume import Volume, grid_difference, read_label_map, read_volume
-from segdistill.volume.overlap import dice_by_code
 
 COLUMNS = ("model", "case", "group", "dice", "volume_ml", "reference_ml")
 DECIMALS = {"dice": 5, "volume_ml": 3, "reference_ml": 3}

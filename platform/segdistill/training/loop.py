@@ -19,6 +19,7 @@ from segdistill.network.architecture import Architecture
 from segdistill.network.finite import require_finite
 from segdistill.network.model import TorchBackend, read_model
 from segdistill.network.unet import UNet, own_tensors
+from segdistill.overlap import dice_by_code
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.windows import predict
 from segdistill.training import checkpoint
@@ -30,7 +31,6 @@ from segdistill.training.losses import supervised_loss
 from segdistill.training.patches import Batch, PatchSampler, Small, TrainingCase, ahead, read_cases
 from segdistill.training.session import Session
 from segdistill.training.tracking import Tracker
-from segdistill.volume.overlap import dice_by_code
 
 TERMS = ("supervised", "logit", "region", "context")  # of the loss, weights included
 LOG_STEPS = 25  # steps that one row of the learning curve averages

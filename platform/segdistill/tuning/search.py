@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import dice_by_code
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.setting import BackendName, Precision, Setting, has_openvino, processor
 from segdistill.tuning.choice import DEFAULT, Tolerance, best
 from segdistill.volume import grid_difference, read_label_map, read_volume
-from segdistill.volume.overlap import dice_by_code
 
 _DECIMALS = 5
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segdistill.volume.overlap import dice_by_code
+from segdistill.overlap import dice_by_code
 
 MAPS = arrays(np.uint8, (3, 2, 4), elements=st.integers(0, 4))
 
