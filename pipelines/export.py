@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 import segdistill
-from segdistill.files import SegdistillError, atomic_folder, subfolders
+from segdistill.files import SegdistillError, atomic_folder
 from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import MODEL_JSON, Model, TorchBackend, read_model
 from segdistill.network.quantise import quantise
@@ -41,7 +41,7 @@ def main() -> None:
     count = params["export"]["calibration_cases"]
     calibration = training[:: max(1, len(training) // count)][:count]
     names = (
-        [path.name for path in subfolders(args.models) if (path / MODEL_JSON).is_file()]
+        sorted(card.parent.name for card in args.models.glob(f"*/{MODEL_JSON}"))
         if args.all
         else [
             "teacher",

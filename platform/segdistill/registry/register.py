@@ -18,7 +18,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from segdistill.files import json_bytes, subfolders
+from segdistill.files import json_bytes
 from segdistill.registry.family import Member, control_of, read_family
 from segdistill.registry.lineage import Lineage, read_lineage
 from segdistill.registry.seal import CARD, seal_with_card
@@ -79,7 +79,7 @@ def register_family(root: Path, task: str) -> list[Registered]:
         RegistryError: no bundle, or a bundle without a row in the family.
     """
     folder = root / "bundles" / task
-    found = {path.name: path for path in subfolders(folder)}
+    found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir()}
     if not found:
         raise RegistryError(f"{folder}: no bundle here. Run 'dvc repro' first.")
     family = read_family(root / "reports" / task / "family.json")
