@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from scipy.spatial.transform import Rotation
 
 from segdistill.volume import VolumeError, read_dicom_series, read_volume
-from segdistill.volume.dicom.slices import reason
+from segdistill.volume.grid import reason
 from tests.dicom_series import scan, written
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
-from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from segdistill.volume.dicom import read_dicom_series
-from segdistill.volume.grid import Volume, VolumeError, check_affine, check_shape, check_volume
+from segdistill.volume.grid import Volume, VolumeError, check_affine, check_shape, check_volume, reason
 from segdistill.volume.memory import available_bytes
 
 _EXPORT_AGAIN = "Export or copy it again."
@@ -94,13 +92,17 @@ def _read_stream(
     kind = _image_class(start)
     if kind is None:
         raise VolumeError(f"{path}: not a NIfTI or MGZ file. {_NEEDED}")
-    if kind is not nib.MGHImage:
-        _check_nifti_header(start, kind, path)
     try:
+        if kind is not nib.MGHImage:
+            _check_nifti_header(start, kind, path)
         # No memory map: the file may change or go away while the volume is in use.
         image = kind.from_file_map({"image": FileHolder(fileobj=stream)}, mmap=False)
-    except (HeaderDataError, ImageFileError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
-        raise VolumeError(f"{path}: the header can't be read ({error}). {_EXPORT_AGAIN}") from error
+    except VolumeError:
+        raise
+    except Exception as error:  # whatever the parser stumbles over
+        raise VolumeError(
+            f"{path}: the header can't be read ({reason(error)}). {_EXPORT_AGAIN}"
+        ) from error
     stored = image.get_data_dtype()
     if stored.fields is not None or stored.kind not in "fiu":
         raise VolumeError(
@@ -124,7 +126,7 @@ def _read_stream(
     except (OSError, ValueError) as error:
         if isinstance(error, gzip.BadGzipFile):
             raise
-        raise VolumeError(f"{path}: the file is truncated ({error}). {_EXPORT_AGAIN}") from error
+        raise VolumeError(f"{path}: the file is truncated ({reason(error)}). {_EXPORT_AGAIN}") from error
     stream.read(1)  # at the end of a compressed file: compares the checksum
     return image, array.reshape(shape, order="F")
 

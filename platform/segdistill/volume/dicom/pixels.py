@@ -25,8 +25,8 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
 )
 
-from segdistill.volume.dicom.slices import Slice, reason
-from segdistill.volume.grid import VolumeError
+from segdistill.volume.dicom.slices import Slice
+from segdistill.volume.grid import VolumeError, reason
 
 _JPEG = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 # The names that pydicom looks for in a module that brings a decoder: this, 'is_available' and the
