@@ -1,6 +1,7 @@
 """A compressed DICOM series is the volume that the uncompressed one is."""
 
 import logging
+import sys
 from pathlib import Path
 
 import imagecodecs
@@ -108,4 +109,15 @@ def test_a_frame_of_another_size_than_the_header_says_is_refused(tmp_path: Path,
 
     written(tmp_path, scan(), change=change)
     with pytest.raises(VolumeError, match="can't be decoded"):
+        read_dicom_series(tmp_path)
+
+
+def test_an_environment_without_the_decoders_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the service runs, without DICOM libraries, a folder is refused and the package named."""
+    for module in ("series", "pixels"):
+        monkeypatch.delitem(sys.modules, f"segdistill.volume.dicom.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(VolumeError, match="the package imagecodecs isn't installed"):
         read_dicom_series(tmp_path)
