@@ -11,7 +11,6 @@ from PIL import Image
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -95,7 +94,8 @@ def read_pixels(one: Slice) -> NDArray[np.float32]:
         if syntax in (JPEG2000, JPEG2000Lossless):
             with Image.open(BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
                 _check_size((frame.height, frame.width), one.shape)
-        stored = pixel_array(data, decoding_plugin=_PLUGINS.get(syntax, ""))
+        data.pixel_array_options(decoding_plugin=_PLUGINS.get(syntax, ""))
+        stored = data.pixel_array
         # A native frame shorter than the header says is refused by pydicom, a longer one isn't.
         if not data["PixelData"].is_undefined_length and len(data.PixelData) >= 2 * stored.nbytes:
             raise ValueError(f"{len(data.PixelData)} bytes of pixels, {stored.nbytes} in the header")
