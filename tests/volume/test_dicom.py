@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from scipy.spatial.transform import Rotation
 
 from segdistill.volume import VolumeError, read_dicom_series, read_volume
-from segdistill.volume.dicom.slices import reason
+from segdistill.volume.grid import reason
 from tests.dicom_series import scan, written
 
 
@@ -136,12 +136,16 @@ def test_a_damaged_slice_is_named_and_never_left_out(
     assert str(last) in str(caught.value)
 
 
-def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
-    """A slice whose link leads to nothing is named, and so is a link to a folder of slices."""
-    written(tmp_path, scan())
-    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
-    with pytest.raises(VolumeError, match="gone: a link"):
-        read_dicom_series(tmp_path)
+@pytest.mark.parametrize("target", ["nothing", "elsewhere"])
+def test_a_link_to_nothing_or_to_a_folder_is_named(tmp_path: Path, target: str) -> None:
+    """Behind a link that leads to nothing, or to a folder, slices may be: it is named."""
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "series"
+    folder.mkdir()
+    written(folder, scan())
+    (folder / "link").symlink_to(tmp_path / target)
+    with pytest.raises(VolumeError, match="link: a link to a folder, or to nothing"):
+        read_dicom_series(folder)
 
 
 def _set(name: str, value: Any, at: int | None = None) -> Callable[[int, Dataset], None]:

@@ -1,76 +1,28 @@
 """A compressed DICOM series is the volume that the uncompressed one is."""
 
 import logging
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
-    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
     JPEGLSNearLossless,
-    RLELossless,
 )
 
 from segdistill.volume import VolumeError, read_dicom_series
+from tests.dicom_compressed import EXACT, compressed, jpeg, jpeg_2000, packed
 from tests.dicom_series import scan, written
-
-Change = Callable[[int, Dataset], None]
-
-
-def _packed(uid: UID, encode: Callable[[NDArray[Any]], bytes]) -> Change:
-    """Put another encoder's frame in the place of the pixels."""
-
-    def change(index: int, slice_: Dataset) -> None:
-        dtype = "<i2" if slice_.PixelRepresentation else "<u2"
-        stored = np.frombuffer(slice_.PixelData, dtype).reshape(slice_.Rows, slice_.Columns)
-        slice_.PixelData = encapsulate([encode(stored)])
-        slice_["PixelData"].VR = "OB"
-        slice_["PixelData"].is_undefined_length = True
-        slice_.file_meta.TransferSyntaxUID = uid
-
-    return change
-
-
-def _pydicom(uid: UID, **options: Any) -> Change:
-    return lambda index, slice_: slice_.compress(uid, generate_instance_uid=False, **options)
-
-
-def _jpeg(**options: Any) -> Callable[[NDArray[Any]], bytes]:
-    # JPEG knows no sign: signed values are their low bits.
-    return lambda stored: imagecodecs.jpeg8_encode(
-        stored.view("u2") & (0xFFF if stored.dtype.kind == "i" else 0xFFFF), **options
-    )
-
-
-def _jpeg_2000(stored: NDArray[Any]) -> bytes:
-    return imagecodecs.jpeg2k_encode(stored, level=0, reversible=True, codecformat="J2K")
-
-
-EXACT = {
-    "RLE": _pydicom(RLELossless),
-    "JPEG-LS": _pydicom(JPEGLSLossless),
-    "JPEG 2000 lossless": _packed(JPEG2000Lossless, _jpeg_2000),
-    "JPEG 2000": _packed(JPEG2000, _jpeg_2000),
-    "JPEG lossless": _packed(JPEGLossless, _jpeg(lossless=True, bitspersample=16, predictor=4)),
-    "JPEG lossless SV1": _packed(JPEGLosslessSV1, _jpeg(lossless=True, bitspersample=16)),
-}
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["16 bits", "12 bits with sign"])
@@ -114,8 +66,8 @@ def _eight_bits(index: int, slice_: Dataset) -> None:
 
 
 LOSSY = {
-    "JPEG-LS near lossless": (_pydicom(JPEGLSNearLossless, jls_error=2), 4),
-    "JPEG extended, 12 bits": (_packed(JPEGExtended12Bit, _jpeg(bitspersample=12, level=100)), 8),
+    "JPEG-LS near lossless": (compressed(JPEGLSNearLossless, jls_error=2), 4),
+    "JPEG extended, 12 bits": (packed(JPEGExtended12Bit, jpeg(bitspersample=12, level=100)), 8),
     "JPEG baseline": (_eight_bits, 48),
 }
 
@@ -142,7 +94,7 @@ def test_a_lossy_series_is_read_and_said_to_be_lossy(
 
 def test_a_compression_without_a_decoder_is_named(tmp_path: Path) -> None:
     """A compression that nothing here decodes is refused by its name."""
-    written(tmp_path, scan(), change=_packed(HTJ2KLossless, _jpeg_2000))
+    written(tmp_path, scan(), change=packed(HTJ2KLossless, jpeg_2000))
     with pytest.raises(VolumeError, match=r"High-Throughput JPEG 2000 .* can't be decoded"):
         read_dicom_series(tmp_path)
 
@@ -157,4 +109,15 @@ def test_a_frame_of_another_size_than_the_header_says_is_refused(tmp_path: Path,
 
     written(tmp_path, scan(), change=change)
     with pytest.raises(VolumeError, match="can't be decoded"):
+        read_dicom_series(tmp_path)
+
+
+def test_an_environment_without_the_decoders_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the service runs, without DICOM libraries, a folder is refused and the package named."""
+    for module in ("series", "pixels"):
+        monkeypatch.delitem(sys.modules, f"segdistill.volume.dicom.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(VolumeError, match="the package imagecodecs isn't installed"):
         read_dicom_series(tmp_path)

@@ -30,6 +30,11 @@ class VolumeError(SegdistillError):
     """A scan or label map that can't be used; the message names the file and what to do."""
 
 
+def reason(error: Exception) -> str:
+    """What went wrong in a parser or decoder, in one line that is never empty."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """A scan or a label map.

@@ -26,6 +26,7 @@ from segdistill.volume.grid import (
     check_affine,
     check_shape,
     in_mm,
+    reason,
 )
 
 #: Bytes from the start of a file that hold any header.
@@ -84,8 +85,7 @@ def parsing(name: str, problem: str) -> Iterator[None]:
     except (gzip.BadGzipFile, isal_zlib.error) as error:  # type: ignore[misc]
         raise VolumeError(f"{name}: the compressed data is damaged, {error}. {EXPORT_AGAIN}") from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise VolumeError(f"{name}: {problem} ({reason}). {EXPORT_AGAIN}") from error
+        raise VolumeError(f"{name}: {problem} ({reason(error)}). {EXPORT_AGAIN}") from error
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows isn't finite, and refused

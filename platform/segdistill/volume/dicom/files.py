@@ -1,6 +1,7 @@
 """Which files below a folder are DICOM."""
 
 import os
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,6 +10,8 @@ from segdistill.volume.grid import VolumeError
 _LOOKED_AT = 4096  # bytes; the class of what is stored in the file is named in its first few hundred
 # What every UID that the DICOM standard itself gives out begins with (PS3.5, annex B).
 _STANDARD_UID = b"1.2.840.10008."
+# The first element of a file without a preamble: of group 0002 or 0008, in either byte order.
+_FIRST_ELEMENT = re.compile(rb"[\x02\x08]\0.\0|\0[\x02\x08]\0.", re.DOTALL)
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -38,9 +41,9 @@ def dicom_files(folder: Path) -> list[Path]:
 def _may_be_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM does, with or without its preamble, or has been lost in a copy.
 
-    A slice whose start is damaged must not be taken for a note and left out, so what decides is a UID of
-    the standard among bytes that aren't text; it stands at the start of every DICOM file. An interrupted
-    copy leaves a file that is empty, or zeros.
+    A slice whose start is damaged must not be taken for a note and left out, so one sign is enough: the
+    mark, a UID of the standard among bytes that aren't text (each DICOM file has one near its start),
+    or a first element. An interrupted copy leaves a file that is empty, or zeros.
     """
     try:
         with path.open("rb") as stream:
@@ -53,5 +56,6 @@ def _may_be_dicom(path: Path) -> bool:
     return (
         start[128:132] == b"DICM"
         or (_STANDARD_UID in start and b"\0" in start)
+        or _FIRST_ELEMENT.match(start) is not None
         or not start.strip(b"\0")
     )

@@ -11,7 +11,6 @@ from PIL import Image
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -25,8 +24,8 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
 )
 
-from segdistill.volume.dicom.slices import Slice, reason
-from segdistill.volume.grid import VolumeError
+from segdistill.volume.dicom.slices import Slice
+from segdistill.volume.grid import VolumeError, reason
 
 _JPEG = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 # The names that pydicom looks for in a module that brings a decoder: this, 'is_available' and the
@@ -95,7 +94,8 @@ def read_pixels(one: Slice) -> NDArray[np.float32]:
         if syntax in (JPEG2000, JPEG2000Lossless):
             with Image.open(BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
                 _check_size((frame.height, frame.width), one.shape)
-        stored = pixel_array(data, decoding_plugin=_PLUGINS.get(syntax, ""))
+        data.pixel_array_options(decoding_plugin=_PLUGINS.get(syntax, ""))
+        stored = data.pixel_array
         # A native frame shorter than the header says is refused by pydicom, a longer one isn't.
         if not data["PixelData"].is_undefined_length and len(data.PixelData) >= 2 * stored.nbytes:
             raise ValueError(f"{len(data.PixelData)} bytes of pixels, {stored.nbytes} in the header")

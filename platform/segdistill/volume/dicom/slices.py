@@ -15,7 +15,7 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from segdistill.volume.grid import VolumeError
+from segdistill.volume.grid import VolumeError, reason
 
 _NEEDED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
 # What tells the acquisitions of a series apart that are no volume together.
@@ -57,12 +57,6 @@ class Slice:
     spacing: NDArray[np.float64]
     acquisition: dict[str, str]
     lossy: bool
-
-
-def reason(error: Exception) -> str:
-    """What went wrong in a parser or decoder, in one line that is never empty."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def read_slices(paths: Sequence[Path]) -> list[Slice]:
