@@ -313,4 +313,4 @@ def test_a_modality_look_up_table_is_applied(tmp_path: Path) -> None:
 def test_a_failure_without_words_still_says_what_it_is(tmp_path: Path) -> None:
     """An exception without a text is named by its type."""
     assert reason(EOFError()) == "EOFError"
-    assert reason(ValueError("odd\n length ")) == "ValueError: odd length"
+    assert reason(ValueError("odd\n length ")) == "odd length"

@@ -295,7 +295,7 @@ def test_voxels_that_do_not_fit_the_header_are_refused(tmp_path, name):
     ).to_bytes()[:5000]
     path = tmp_path / name
     path.write_bytes(gzip.compress(body) if name.endswith("mgz") else body)
-    with pytest.raises(VolumeError, match=r"truncated or damaged \(Expected 15360 bytes, got"):
+    with pytest.raises(VolumeError, match=r"truncated.*\b(15360|5000) bytes"):
         read_volume(path)
 
 
