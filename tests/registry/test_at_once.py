@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.tracking import MlflowClient
 
 from segdistill.registry.champion import aliases
@@ -128,6 +130,23 @@ def test_a_promotion_that_another_one_overtakes_gives_way(
     assert [entry.reason for entry in promotions(root, TASK)] == ["the late one", "the quick one"]
     assert calls == ["1", "2", "2"]
     assert aliases(root, TASK) == {"champion": overtaken[0].version}
+
+
+def test_an_alias_that_two_make_at_once_is_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MLflow's database refuses a new alias because another one was quicker, it is set then."""
+    set_alias, calls = MlflowClient.set_registered_model_alias, []
+
+    def second(client: MlflowClient, name: str, alias: str, version: str) -> None:
+        calls.append(version)
+        if len(calls) == 1:
+            set_alias(client, name, alias, "2")
+            raise MlflowException("UNIQUE constraint failed", error_code=BAD_REQUEST)
+        set_alias(client, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", second)
+    promote(root, TASK, "teacher", reason="test")
+    assert calls == ["1", "1"]
+    assert aliases(root, TASK) == {"champion": 1}
 
 
 def test_older_notes_stay_in_the_log(root: Path) -> None:

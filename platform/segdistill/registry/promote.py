@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from segdistill.registry.champion import check_alias, describe, objection, registered_model
 from segdistill.registry.register import DIGEST_TAG, NAME_TAG, model_name
@@ -141,10 +142,21 @@ def _write(store: Store, task: str, entry: Promotion) -> None:
         store.client.set_model_version_tag(name, str(entry.version), tag, note)
         stands_for, last = None, entry
         while stands_for != last.version:
-            store.client.set_registered_model_alias(name, entry.alias, str(last.version))
+            _set_alias(store, name, entry.alias, last.version)
             stands_for = last.version
             others = [other for other in _log(store, task) if other.alias == entry.alias]
             last = max([entry, *others], key=lambda one: one.order)
+
+
+def _set_alias(store: Store, name: str, alias: str, version: int) -> None:
+    try:
+        store.client.set_registered_model_alias(name, alias, str(version))
+    except MlflowException as error:
+        # MLflow looks for the alias, then inserts it: of two who set a new alias at once, its database
+        # refuses one. By then the alias is there, and can be set.
+        if error.error_code != "BAD_REQUEST":
+            raise
+        store.client.set_registered_model_alias(name, alias, str(version))
 
 
 def _next_number(log: list[Promotion]) -> int:
