@@ -12,7 +12,7 @@ from segdistill.runtime.plan import Plan
 from segdistill.simulation.mri import CohortKnobs, SiteKnobs
 from segdistill.simulation.simulate import simulate_site
 from segdistill.sites.manifest import Case, Site, read_sites
-from segdistill.sites.prepare import PlanKnobs, make_plan, prepare, usable_cases
+from segdistill.sites.prepare import PlanKnobs, index_row, make_plan, prepare, prepare_case, usable_cases
 from segdistill.sites.protocol import read_protocol
 from segdistill.volume import read_label_map, write_volume
 from tests.phantom import phantom_anatomy
@@ -185,6 +185,19 @@ def test_prepared_cases_are_what_the_networks_read(sites: Sites, tmp_path: Path)
             float(image[0][where].astype(np.float32).mean()) for where in (label > 0, label == 0)
         )
         assert air < -1 < inside < 1
+
+
+def test_a_case_is_prepared_alone_as_among_others(sites: Sites, tmp_path: Path) -> None:
+    """One case gives the bytes that it has among all others, and writes nothing."""
+    plan = plan_of(sites)
+    index = prepare(sites, plan, tmp_path / "out")
+    for entry, row in zip(usable_cases(sites), index, strict=True):
+        alone = prepare_case(entry, plan)
+        name = tmp_path / "out" / entry.case.case
+        assert alone.image.tobytes() == np.load(f"{name}.image.npy").tobytes()
+        assert alone.label.tobytes() == np.load(f"{name}.label.npy").tobytes()
+        assert index_row(entry, alone) == row
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_little_of_a_structure_is_lost_on_the_way(sites: Sites, tmp_path: Path) -> None:

@@ -172,6 +172,45 @@ def hu_statistics(
     )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A case as the networks read it.
+
+    Attributes:
+        image: (1, X, Y, Z) float16, normalised, on the plan's grid.
+        label: (X, Y, Z) uint8 channel indices, 0 background; None where there is none.
+    """
+
+    image: NDArray[np.float16]
+    label: NDArray[np.uint8] | None
+
+
+def prepare_case(entry: Entry, plan: Plan) -> Prepared:
+    """Preprocess one case. The result depends on its two files and the plan, and on nothing else.
+
+    Raises:
+        SegdistillError: the case can't be read, or its label map isn't on its scan's grid.
+    """
+    scan = _read_scan(entry)
+    prepared = preprocess(scan, plan)
+    label = None
+    if entry.label:
+        label = preprocess_label(_read_label(entry, scan), plan, prepared.geometry)
+    return Prepared(prepared.array.astype(np.float16), label)
+
+
+def index_row(entry: Entry, prepared: Prepared) -> dict[str, Any]:
+    """What ``index.json`` says of a prepared case; ``shape`` is (X, Y, Z) voxels."""
+    return {
+        "case": entry.case.case,
+        "site": entry.site.site,
+        "subject": entry.case.subject,
+        "split": entry.case.split,
+        "labelled": prepared.label is not None,
+        "shape": list(prepared.image.shape[1:]),
+    }
+
+
 def prepare(
     sites: list[tuple[Path, Site]],
     plan: Plan,
@@ -180,9 +219,8 @@ def prepare(
 ) -> list[dict[str, Any]]:
     """Preprocess the cases that training may use into ``out``.
 
-    Writes, whole or not at all, ``index.json`` (a list of case, site, subject, split, labelled, shape)
-    and per case ``CASE.image.npy`` ((1, X, Y, Z) float16, normalised, on the plan's grid) and, of the
-    labelled ones, ``CASE.label.npy`` ((X, Y, Z) uint8 channel indices, 0 background).
+    Writes, whole or not at all, ``index.json`` (an :func:`index_row` per case), ``CASE.image.npy`` and,
+    of labelled cases, ``CASE.label.npy``, see :class:`Prepared`.
 
     Returns:
         The index.
@@ -191,26 +229,14 @@ def prepare(
         SegdistillError: a case can't be read, a label map isn't on its scan's grid, or the disk is full.
     """
     cases = usable_cases(sites)
-    index: list[dict[str, Any]] = []
+    index = []
     with atomic_folder(out) as folder:
         for number, entry in enumerate(cases, start=1):
-            scan = _read_scan(entry)
-            prepared = preprocess(scan, plan)
-            name = entry.case.case
-            np.save(folder / f"{name}.image.npy", prepared.array.astype(np.float16), allow_pickle=False)
-            if entry.label:
-                channels = preprocess_label(_read_label(entry, scan), plan, prepared.geometry)
-                np.save(folder / f"{name}.label.npy", channels, allow_pickle=False)
-            index.append(
-                {
-                    "case": name,
-                    "site": entry.site.site,
-                    "subject": entry.case.subject,
-                    "split": entry.case.split,
-                    "labelled": entry.label is not None,
-                    "shape": list(prepared.array.shape[1:]),
-                }
-            )
+            prepared = prepare_case(entry, plan)
+            for part, array in (("image", prepared.image), ("label", prepared.label)):
+                if array is not None:
+                    np.save(folder / f"{entry.case.case}.{part}.npy", array, allow_pickle=False)
+            index.append(index_row(entry, prepared))
             if progress:
                 progress(number, len(cases))
         write_json(folder / "index.json", index)
