@@ -29,10 +29,10 @@ NONSENSE = [[], {"a": 1}, "", -7, [None]]
 
 
 def _sections(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The path of every section that has knobs or sections of its own."""
+    """The path of every section that has knobs or sections of its own; of what the user names, one."""
     if isinstance(node, dict):
         yield path
-        for key, value in node.items():
+        for key, value in list(node.items())[-1:] if path in NAMED else node.items():
             yield from _sections(value, (*path, key))
 
 
@@ -42,7 +42,12 @@ def _at(body: Any, path: tuple[str, ...]) -> Any:
     return body
 
 
-SECTIONS = [(name, path) for name, body in BODIES.items() for path in _sections(body)]
+SECTIONS = [
+    (name, path)
+    for name, body in BODIES.items()
+    if not name.startswith("profiles/")  # which have the sections of params.yaml
+    for path in _sections(body)
+]
 # A row says what it changes, so none of its knobs must be there; nor must one that the user named.
 KNOBS = [
     (name, (*path, key))
