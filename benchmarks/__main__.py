@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks import families, growth, packing, page, peak, pipelines
+from pipelines.params import read_params
 from pipelines.tune import validation_cases
 from segdistill.evaluation.machine import describe_machine
 from segdistill.files import subfolders, visible, write_json
@@ -95,13 +95,13 @@ def trained(given: argparse.Namespace, scan: Path, scratch: Path) -> dict[str, A
     family = families.trained(Path(), given.task)
     if not family:
         raise SystemExit("bundles/ is empty: run 'dvc repro export' first, or leave out part 'trained'.")
-    knobs = yaml.safe_load(given.params.read_text())["tuning"]
-    cases = validation_cases(Path("data/sites") / given.task, knobs["cases"])
-    tolerance = Tolerance(knobs["mean_loss"], knobs["structure_loss"])
+    knobs = read_params(given.params).tuning
+    cases = validation_cases(Path("data/sites") / given.task, knobs.cases)
+    tolerance = Tolerance(knobs.mean_loss, knobs.structure_loss)
     tunings, running = {}, []
     for member in family:
         tunings[member.name] = tune(
-            member.bundle.folder, cases, tolerance, overlaps=knobs["overlaps"], progress=say
+            member.bundle.folder, cases, tolerance, overlaps=knobs.overlaps, progress=say
         )
         choice = Setting.from_json(tunings[member.name]["choice"], member.name)
         running += [

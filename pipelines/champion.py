@@ -4,8 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
+from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.files import write_json
 from segdistill.registry.champion import aliases, resolve
@@ -19,8 +18,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load((arguments.root / arguments.params).read_text())
-    task, alias = params["task"], params["registry"]["alias"]
+    params = read_params(arguments.root / arguments.params)
+    task, alias = params.task, params.registry.alias
     if not aliases(arguments.root, task):
         write_json(arguments.out, {"version": None})
         print(

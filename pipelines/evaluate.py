@@ -2,10 +2,10 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
+from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.evaluation.evaluate import Settings, evaluate
 
@@ -18,13 +18,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(arguments.params.read_text())
+    params = read_params(arguments.params)
     table = evaluate(
         arguments.bundles,
         arguments.sites,
         arguments.out,
-        params["task"],
-        Settings(**params["evaluation"], seed=params["seed"]),
+        params.task,
+        Settings(**asdict(params.evaluation), seed=params.seed),
         progress=lambda line: print(f"evaluate: {line}", file=sys.stderr, flush=True),
     )
     for row in table:

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-import yaml
-
+from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.files import write_json
 from segdistill.interop.ready_plan import ready_digests
@@ -16,8 +15,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    folder = yaml.safe_load(arguments.params.read_text())["teacher"]["ready"]
-    write_json(arguments.out, ready_digests(Path(folder)) if folder else {})
+    folder = read_params(arguments.params).teacher.folder
+    write_json(arguments.out, ready_digests(folder) if folder else {})
     print(f"ready: {folder or 'no imported teacher, one is trained'}, {arguments.out}")
 
 

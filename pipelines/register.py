@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-import yaml
-
+from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.files import write_json
 from segdistill.registry.register import model_name, register_family
@@ -17,7 +16,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    task = yaml.safe_load((arguments.root / arguments.params).read_text())["task"]
+    task = read_params(arguments.root / arguments.params).task
     done = register_family(arguments.root, task)
     write_json(
         arguments.out,

@@ -8,6 +8,7 @@ import yaml
 from segdistill.family import Figures, Role, write_family
 from segdistill.sites.manifest import Case, Site
 from tests.figures import TEACHER, VERDICT
+from tests.knobs import write_params
 from tests.onnx_models import ball_file, threshold_bundle
 
 TASK = "brain_mri"
@@ -72,16 +73,10 @@ def make_root(root: Path, max_body_mb: float = 1.0, tuning_cases: int = 0) -> Pa
         },
     }
     (root / "dvc.lock").write_text(yaml.safe_dump(lock))
-    params = {
-        "task": TASK,
-        "registry": {"alias": "champion"},
-        "tuning": {
-            "cases": tuning_cases,
-            "mean_loss": 0.002,
-            "structure_loss": 0.005,
-            "overlaps": [],
-        },
-        "serving": {"threads": 1, "max_body_mb": max_body_mb},
-    }
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    write_params(
+        root / "params.yaml",
+        task=TASK,
+        tuning={"cases": tuning_cases, "mean_loss": 0.002, "structure_loss": 0.005, "overlaps": []},
+        serving={"threads": 1, "max_body_mb": max_body_mb},
+    )
     return root

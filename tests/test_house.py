@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.params import read_params
 from segdistill import telemetry
 from segdistill.network.architecture import Architecture
 
@@ -120,11 +121,13 @@ def test_paper_profile_has_the_papers_networks() -> None:
 
     from segdistill.network.unet import UNet, inference_parameters
 
+    paper = read_params(ROOT / "profiles" / "paper.yaml")
+
     def parameters(width: float) -> int:
         with torch.device("meta"):
-            return inference_parameters(UNet(Architecture.scaled(PAPER["network"], width, 11)))
+            return inference_parameters(UNet(Architecture.scaled(paper.network, width, 11)))
 
-    teacher, student = parameters(1.0), parameters(PAPER["students"]["x4"]["width"])
+    teacher, student = parameters(1.0), parameters(paper.students["x4"].width)
     assert teacher == pytest.approx(31e6, rel=0.02)
     assert 1 - student / teacher == pytest.approx(0.9375, abs=0.001)
 

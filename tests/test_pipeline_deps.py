@@ -26,6 +26,10 @@ _BUNDLE = {"segdistill.registry": "hands over the bundle whose digest the receip
 DECIDES_NOTHING: Mapping[str, Mapping[str, str]] = {
     "*": {
         "pipelines.stage": "how errors are told",
+        "pipelines.params": "reads the knobs, of which a stage's are its params",
+        "segdistill.params": "reads knobs, of which a stage's are its params",
+        "segdistill.evaluation.knobs": "which knobs there are",
+        "segdistill.training.knobs": "which knobs there are",
         "segdistill.files": "whole files or none, and how errors are told",
         "segdistill.network.finite": "which weights are refused",
         "segdistill.telemetry": "that nobody is told of it",

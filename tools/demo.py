@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 import nibabel as nib
 import numpy as np
-import yaml
 
+from pipelines.params import Params, read_params
 from pipelines.stage import run_stage
 from segdistill.family import Figures, read_family
 from segdistill.files import SegdistillError, atomic_path, read_json, subfolders, write_json
@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("task", nargs="?", help="a folder of tasks/; without: the task of params.yaml")
     root = Path.cwd()
     pipeline = pipeline_of(root, parser.parse_args().task)
-    params = yaml.safe_load((pipeline / "params.yaml").read_text())
-    task = params["task"]
+    params = read_params(pipeline / "params.yaml")
+    task = params.task
     began = time.monotonic()
 
     def step(number: int, title: str) -> None:
@@ -128,7 +128,7 @@ def pipeline_of(root: Path, task: str | None) -> Path:
     Raises:
         SegdistillError: there is no such task.
     """
-    own = yaml.safe_load((root / "params.yaml").read_text())["task"]
+    own = read_params(root / "params.yaml").task
     if task in (None, own):
         return root
     folder = root / "tasks" / str(task)
@@ -144,9 +144,9 @@ def repro(root: Path, pipeline: Path) -> None:
     run([sys.executable, "-m", "dvc", "repro", str(file)], cwd=root)
 
 
-def promote(root: Path, params: Mapping[str, Any], family: Sequence[Figures]) -> None:
+def promote(root: Path, params: Params, family: Sequence[Figures]) -> None:
     """Promote the x4 student, unless somebody has already promoted a version."""
-    task, alias = params["task"], params["registry"]["alias"]
+    task, alias = params.task, params.registry.alias
     champion = read_json(root / "registry" / task / "champion.json")
     if champion.get("version") is not None:
         print(f"{alias} is already v{champion['version']} {champion['name']}: kept")
@@ -316,7 +316,7 @@ def _compared(asked: Asked, labels: Path, picture: Path, seconds: float) -> Answ
 
 def summary(
     root: Path,
-    params: Mapping[str, Any],
+    params: Params,
     family: Sequence[Figures],
     asked: Asked,
     answered: Answered,
@@ -325,7 +325,7 @@ def summary(
 
     A champion of another family is named as such, and no figure of this family is given as its own.
     """
-    task = params["task"]
+    task = params.task
     champion = read_json(root / "registry" / task / "champion.json")
     registered = read_json(root / "registry" / task / "registered.json")
     if champion["version"] in [entry["version"] for entry in registered.values()]:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.evaluation.compare import Comparison, read_comparisons
 from segdistill.family import Figures, read_family
@@ -145,7 +144,7 @@ def with_block(
 def main() -> None:
     """Rewrite the blocks of the pages in the current folder."""
     for page, params in PAGES.items():
-        reports = Path("reports") / yaml.safe_load(params.read_text())["task"]
+        reports = Path("reports") / read_params(params).task
         old = page.read_text()
         new = with_block(old, results(reports), str(page))
         if new != old:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.files import atomic_path, read_json, visible
 from tools.readme_table import with_block
@@ -107,7 +106,7 @@ def with_tables(text: str, reports: Path) -> str:
 
 def main() -> None:
     """Rewrite the page in the current folder."""
-    task = yaml.safe_load(Path("params.yaml").read_text())["task"]
+    task = read_params(Path("params.yaml")).task
     old = PAGE.read_text()
     new = with_tables(old, Path("reports") / task)
     if new != old:

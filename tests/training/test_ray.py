@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class _Run:
             folder / f"runs-{name}",
             folder / f"{name}.json",
         )
-        job = toy_job(folder, steps=STEPS, training=TRAINING | {"workers": 2, "checkpoint_steps": 5})
+        job = toy_job(folder, steps=STEPS, training=replace(TRAINING, workers=2, checkpoint_steps=5))
         self.job.write_text(json.dumps(job.to_json()))
         self.peers: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None

@@ -10,6 +10,7 @@ import pandas as pd
 from segdistill.evaluation import calibration, plots, timing
 from segdistill.evaluation.compare import Comparison, compare_family
 from segdistill.evaluation.facts import facts
+from segdistill.evaluation.knobs import EvaluationKnobs
 from segdistill.evaluation.machine import describe_machine
 from segdistill.evaluation.members import (
     Member,
@@ -57,22 +58,14 @@ _IN_METRICS = (
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The knobs of the evaluation, as in params.yaml.
+class Settings(EvaluationKnobs):
+    """The knobs of the evaluation, and how it is run.
 
     Attributes:
-        nsd_tolerance_mm: surface distance that NSD counts as agreement, mm.
-        timing_cases: number of test cases that are timed.
-        confidence: coverage of the paired intervals.
-        margin: share of the teacher's Dice that a student may lose and still count as non-inferior.
         seed: of the resampling.
         workers: processes that score; 0: one per usable core.
     """
 
-    nsd_tolerance_mm: float
-    timing_cases: int
-    confidence: float
-    margin: float
     seed: int
     workers: int = 0
 

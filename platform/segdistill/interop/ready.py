@@ -1,36 +1,35 @@
 """An imported teacher in the pipeline: its network stands where a trained one would."""
 
 import shutil
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from segdistill.files import atomic_folder, read_json
-from segdistill.network.architecture import Architecture
+from segdistill.network.architecture import Architecture, NetworkKnobs
 from segdistill.network.model import MODEL_JSON, WEIGHTS, Model, read_model
 from segdistill.runtime.plan import Plan
 
 TEACHER = "teacher"  # folder of the teacher's model in what 'segdistill import-nnunet' wrote
 
 
-def ready_network(folder: Path, knobs: Mapping[str, Any]) -> dict[str, Any]:
+def ready_network(folder: Path, knobs: NetworkKnobs) -> NetworkKnobs:
     """The ``network`` knobs with the imported teacher's architecture, for students to be scaled from.
 
     Args:
         folder: what ``segdistill import-nnunet`` wrote.
-        knobs: the ``network`` part of params.yaml; ``min_channels`` is taken from it.
+        knobs: of params.yaml; ``min_channels`` is taken from them.
     """
     architecture = Architecture.from_json(read_json(folder / TEACHER / MODEL_JSON)["architecture"])
-    return {
-        **knobs,
-        "stages": len(architecture.channels),
-        "channels": list(architecture.channels),
-        "stem_stride": architecture.stem_stride,
-        "norm": architecture.norm,
-        "deep_supervision": architecture.deep_supervision,
-        "strides": [list(stride) for stride in architecture.strides],
-        "kernels": [list(kernel) for kernel in architecture.kernels],
-    }
+    return replace(
+        knobs,
+        stages=len(architecture.channels),
+        channels=architecture.channels,
+        stem_stride=architecture.stem_stride,
+        norm=architecture.norm,
+        deep_supervision=architecture.deep_supervision,
+        strides=architecture.strides,
+        kernels=architecture.kernels,
+    )
 
 
 def take_teacher(folder: Path, plan: Plan, out: Path) -> Model:

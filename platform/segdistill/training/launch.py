@@ -185,7 +185,7 @@ def _fit(job: Job, folder: Path) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig, RunConfig
 
-    workers = int(job.training["workers"])
+    workers = job.training.workers
     resources = ray.cluster_resources()
     gpu = resources.get("GPU", 0) >= workers
     if resources.get("CPU", 0) < workers:
@@ -261,4 +261,4 @@ def _worker(config: Mapping[str, Any]) -> None:
     from segdistill.training.session import RaySession
 
     torch.set_num_threads(config["threads"])
-    train(Job(**config["job"]), RaySession(Path(config["folder"])))
+    train(Job.from_json(config["job"]), RaySession(Path(config["folder"])))

@@ -25,7 +25,8 @@ from segdistill.runtime.windows import predict
 from segdistill.training import checkpoint
 from segdistill.training.device import has_bf16
 from segdistill.training.distillation.inherit import inherit
-from segdistill.training.distillation.teaching import DistillationKnobs, FeatureTap, Teaching
+from segdistill.training.distillation.knobs import DistillationKnobs
+from segdistill.training.distillation.teaching import FeatureTap, Teaching
 from segdistill.training.job import Job
 from segdistill.training.losses import supervised_loss
 from segdistill.training.patches import Batch, PatchSampler, Small, TrainingCase, ahead, read_cases
@@ -54,9 +55,9 @@ def train(job: Job, session: Session) -> None:
     sampler = PatchSampler(
         training_cases(job),
         plan,
-        batch_size=knobs["batch_size"],
-        foreground_share=knobs["foreground_share"],
-        flip_left_right=knobs["flip_left_right"],
+        batch_size=knobs.batch_size,
+        foreground_share=knobs.foreground_share,
+        flip_left_right=knobs.flip_left_right,
         seed=job.seed,
         small=Small.from_knobs(knobs, job.steps, plan),
     )
@@ -69,16 +70,16 @@ def train(job: Job, session: Session) -> None:
     if teacher is not None:
         trained["teaching"] = teacher.teaching
     optimizer = torch.optim.AdamW(
-        trained.parameters(), lr=job.learning_rate, weight_decay=knobs["weight_decay"]
+        trained.parameters(), lr=job.learning_rate, weight_decay=knobs.weight_decay
     )
     average = None
-    if knobs["ema"]:
-        moving = get_ema_multi_avg_fn(knobs["ema"])  # type: ignore[no-untyped-call]
+    if knobs.ema:
+        moving = get_ema_multi_avg_fn(knobs.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     result: UNet = network if average is None else average.module  # type: ignore[assignment]
     state = checkpoint.State(trained, optimizer, average)
     val_cases = read_cases(Path(job.data), "val")
-    half = knobs["precision"] == "bf16" and has_bf16(session.device)
+    half = knobs.precision == "bf16" and has_bf16(session.device)
     tracker = Tracker(job.tracking if session.rank == 0 else {})
     start = 0
     history: list[dict[str, Any]] = []
@@ -104,9 +105,7 @@ def train(job: Job, session: Session) -> None:
                 target = teacher.forward(batch, step)
             teacher_done = time.perf_counter()
             levels = wrapped(batch.image)
-        losses = {
-            "supervised": supervised_loss(levels, batch.label, knobs["dice_weight"], knobs["ce_weight"])
-        }
+        losses = {"supervised": supervised_loss(levels, batch.label, knobs.dice_weight, knobs.ce_weight)}
         if teacher is not None and target is not None:
             losses |= teacher.terms(levels, target, batch, step)
         loss = torch.stack(list(losses.values())).sum()
@@ -135,12 +134,12 @@ def train(job: Job, session: Session) -> None:
         last = done == job.steps
         if done % LOG_STEPS == 0 or last:
             row = curve.row(done, optimizer.param_groups[0]["lr"])
-            if done % knobs["validate_steps"] == 0 or last:
+            if done % knobs.validate_steps == 0 or last:
                 row["val_dice"] = validate(result, val_cases, plan) if session.rank == 0 else None
             history.append(row)
             tracker.log(row)
             curve.show(row)
-        if done % knobs["checkpoint_steps"] == 0 or last:
+        if done % knobs.checkpoint_steps == 0 or last:
             with tempfile.TemporaryDirectory() as name:
                 if session.rank == 0:
                     checkpoint.save(Path(name), state, done, history)
@@ -157,7 +156,7 @@ def training_cases(job: Job) -> list[TrainingCase]:
     double the cost of drawing a patch. Unlabelled cases keep the label that they get from them.
     """
     cases = read_cases(Path(job.data), "train", soft=Path(job.soft_labels) if job.soft_labels else None)
-    if job.distillation and DistillationKnobs.from_params(job.distillation).needs_soft_labels:
+    if job.distillation and job.distillation.needs_soft_labels:
         return cases
     return [replace(case, soft=None) for case in cases]
 
@@ -175,10 +174,20 @@ class _Teacher:
 
     @classmethod
     def of(cls, job: Job, plan: Plan, session: Session, student: UNet) -> "_Teacher | None":
-        return None if job.teacher is None else cls(job, job.teacher, plan, session, student)
+        if job.teacher is None or job.distillation is None:
+            return None
+        return cls(job, job.teacher, job.distillation, plan, session, student)
 
-    def __init__(self, job: Job, folder: str, plan: Plan, session: Session, student: UNet) -> None:
-        self.knobs = DistillationKnobs.from_params(job.distillation)
+    def __init__(
+        self,
+        job: Job,
+        folder: str,
+        knobs: DistillationKnobs,
+        plan: Plan,
+        session: Session,
+        student: UNet,
+    ) -> None:
+        self.knobs = knobs
         teacher = read_model(Path(folder), plan).network.to(session.device).eval()
         self.network = teacher.requires_grad_(False)
         self.teaching = Teaching(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -5,18 +7,11 @@ from torch.nn import functional
 from segdistill.network.architecture import Architecture, Norm
 from segdistill.network.unet import UNet
 from segdistill.training.distillation.inherit import inherit, representatives
+from tests.training.toy import NETWORK
 
 
 def _network(width: float, norm: Norm, stem_stride: int = 2, seed: int = 0) -> UNet:
-    knobs = {
-        "base_channels": 8,
-        "max_channels": 32,
-        "stages": 3,
-        "stem_stride": stem_stride,
-        "norm": norm,
-        "min_channels": 2,
-        "deep_supervision": 1,
-    }
+    knobs = replace(NETWORK, stem_stride=stem_stride, norm=norm)
     torch.manual_seed(seed)
     network = UNet(Architecture.scaled(knobs, width, channels_out=3))
     for name, value in network.named_parameters():  # not the values that a norm starts with

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,10 @@ def test_soft_labels_move_along_only_where_a_term_needs_them(
 ) -> None:
     """Without a term that needs them, patches carry no soft labels; else nothing changes."""
     job = toy_job(
-        taught, role="student", soft_labels=str(taught / "soft"), distillation=DISTILLATION | change
+        taught,
+        role="student",
+        soft_labels=str(taught / "soft"),
+        distillation=replace(DISTILLATION, **change),
     )
     plan = Plan.read(taught / "plan.json")
     cases = training_cases(job)
@@ -150,7 +154,7 @@ def test_a_student_learns_a_site_without_labels_from_its_teacher(taught: Path, t
         data=str(data),
         teacher=str(taught / "teacher"),
         soft_labels=str(taught / "soft"),
-        distillation=DISTILLATION | {"teaching": "stored"},
+        distillation=replace(DISTILLATION, teaching="stored"),
     )
     _, history = run_here(job, tmp_path / "runs")
     assert history[-1]["val_dice"] > 0.6

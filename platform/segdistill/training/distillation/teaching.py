@@ -1,84 +1,18 @@
 """The distillation terms of a student's loss, with the weights of params.yaml."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segdistill.files import SegdistillError
 from segdistill.network.unet import UNet
 from segdistill.training.distillation.context import context_loss, places_by_class
+from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.distillation.logit import logit_loss, softened
 from segdistill.training.distillation.region import region_loss
 from segdistill.training.distillation.soft_labels import expand
 from segdistill.training.losses import at_level, level_shares
-
-Mode = Literal["stored", "live"]
-
-
-@dataclass(frozen=True)
-class DistillationKnobs:
-    """The ``distillation`` part of params.yaml.
-
-    Attributes:
-        inherit: whether a student starts from its teacher's features.
-        teaching: ``stored`` (soft labels worked out once on the whole scan, augmented along with the
-            patch) or ``live`` (a forward pass of the teacher on the student's own
-            augmented patch).
-        logit_weight: of the term in ``logit.py``.
-        region_weight: of the term in ``region.py``; needs ``live``.
-        context_weight: of the term in ``context.py``; needs ``live``.
-        temperature: softens both networks' classes in the logit term.
-        warm_up: share of a student's steps before the distillation terms enter its loss.
-    """
-
-    inherit: bool
-    teaching: Mode
-    logit_weight: float
-    region_weight: float
-    context_weight: float
-    temperature: float
-    warm_up: float
-
-    @classmethod
-    def from_params(cls, values: Mapping[str, Any]) -> "DistillationKnobs":
-        """Check and take the values of ``distillation``.
-
-        Raises:
-            SegdistillError: a key is missing or unknown, or values contradict one another.
-        """
-        names = {entry.name for entry in fields(cls)}
-        if set(values) != names:
-            raise SegdistillError(
-                f"params.yaml: distillation: expected exactly the keys {', '.join(sorted(names))}."
-            )
-        knobs = cls(**values)
-        wrong = None
-        if knobs.teaching not in get_args(Mode):
-            wrong = f"teaching is {knobs.teaching!r}; use {' or '.join(get_args(Mode))}"
-        elif knobs.teaching == "stored" and (knobs.region_weight or knobs.context_weight):
-            wrong = "region_weight and context_weight need the teacher's features: set teaching to live"
-        elif knobs.temperature <= 0:
-            wrong = f"temperature is {knobs.temperature}; it must be above 0"
-        elif not 0 <= knobs.warm_up <= 1:
-            wrong = f"warm_up is {knobs.warm_up}; it is a share, 0 to 1"
-        elif min(knobs.logit_weight, knobs.region_weight, knobs.context_weight) < 0:
-            wrong = "a weight is negative"
-        if wrong:
-            raise SegdistillError(f"params.yaml: distillation: {wrong}.")
-        return knobs
-
-    @property
-    def has_terms(self) -> bool:
-        """Whether any distillation term has a weight."""
-        return bool(self.logit_weight or self.region_weight or self.context_weight)
-
-    @property
-    def needs_soft_labels(self) -> bool:
-        """Whether every patch needs its stored soft labels, not only those of unlabelled cases."""
-        return self.has_terms and self.teaching == "stored"
 
 
 class FeatureTap:
