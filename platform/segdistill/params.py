@@ -19,7 +19,7 @@ _SAID = {"missing": "is missing", "unexpected_keyword_argument": "is no knob"}
 
 
 def build(kind: type[Knobs], values: Any, source: object, *at: str) -> Knobs:
-    """``values`` as a ``kind``: every field there, nothing else, each of its type and range.
+    """``values`` as a ``kind``: all fields without a default, nothing else, of their types and ranges.
 
     Args:
         kind: a frozen dataclass, of plain values and other such classes. What its ``__post_init__`` says
