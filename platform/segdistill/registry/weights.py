@@ -38,7 +38,7 @@ def trained_model(root: Path, task: str, which: str) -> tuple[Path, Plan]:
     if wanted is None or not card.is_file() or read_json(card)["weights_sha256"] != wanted:
         commit = bundle.provenance.get("git_commit")
         back = (
-            command("git", "checkout", str(commit)),
+            command("git", "checkout", str(commit).removesuffix("-dirty")),
             command("dvc", "checkout", f"models/{task}/{name}"),
         )
         remedy = " && ".join(back if commit else back[1:])
