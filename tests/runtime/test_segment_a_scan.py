@@ -392,7 +392,7 @@ def test_command_line_error(tmp_path, capsys):
     assert "take the place of the scan" in capsys.readouterr().err
 
 
-def test_no_training_library_at_the_bedside():
+def test_segmenting_loads_no_training_library():
     """Importing the runtime brings in no training library and no registry client."""
     code = "import sys, segdistill.runtime.segment, segdistill.runtime.__main__; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

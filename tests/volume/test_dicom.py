@@ -134,6 +134,7 @@ def test_a_damaged_slice_is_named_and_never_left_out(
     with pytest.raises(VolumeError) as caught:
         read_dicom_series(tmp_path)
     assert str(last) in str(caught.value)
+    assert "uncompressed" not in str(caught.value)  # it is
 
 
 @pytest.mark.parametrize("size", [0, 4000])

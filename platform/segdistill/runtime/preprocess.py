@@ -1,6 +1,6 @@
 """From a scan to what the network sees: orient, crop, normalise, resample.
 
-Training and inference call the very same functions, so a network meets at the bedside what it was
+Training and inference call the very same functions, so a network meets when it is served what it was
 trained on.
 """
 

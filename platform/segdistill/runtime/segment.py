@@ -1,4 +1,4 @@
-"""The whole way at the bedside: a scan in, a label map on its own grid and volumes in ml out."""
+"""From file to file: a scan in, a label map on its own grid and volumes in ml out."""
 
 import threading
 import time

@@ -86,11 +86,13 @@ def read_pixels(one: Slice) -> NDArray[np.float32]:
         VolumeError: no pixels, a compression without a decoder, damaged ones, or not of the header's
             size.
     """
-    how = "pixels"
+    how, again = "pixels", "Export or copy it again."
     try:
         data = pydicom.dcmread(one.path, force=True)
         syntax = _named_syntax(data)
         how = f"{syntax.name} pixels"
+        if syntax.is_compressed:
+            again = "Export the series again, uncompressed (explicit VR little endian)."
         if syntax in (JPEG2000, JPEG2000Lossless):
             with Image.open(BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
                 _check_size((frame.height, frame.width), one.shape)
@@ -106,8 +108,7 @@ def read_pixels(one: Slice) -> NDArray[np.float32]:
         return np.asarray(apply_modality_lut(stored, data), np.float32)
     except Exception as error:  # no pixels, no decoder, damaged compression, a scale that is no number
         raise VolumeError(
-            f"{one.path}: the {how} can't be decoded ({reason(error)}). Export the series again, "
-            "uncompressed (explicit VR little endian)."
+            f"{one.path}: the {how} can't be decoded ({reason(error)}). {again}"
         ) from error
 
 
