@@ -169,3 +169,34 @@ def test_usable_cpus_follow_affinity():
     finally:
         os.sched_setaffinity(0, before)
     assert 1 <= usable_cpus() <= len(before)
+
+
+class Overflowing:
+    """A network of finite weights one of whose logits isn't a number, at one voxel."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, x):
+        """Two channels of zeros but for the value at the brightest voxel, in the second."""
+        logits = np.zeros((1, 2, *x.shape[2:]), np.float32)
+        logits[:, 1][x[:, 0] == 1] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("mode", ["windows", "whole"])
+def test_logits_that_are_no_numbers_are_refused(mode, value):
+    """One logit that is NaN or infinite, in whichever window, is the model's error, never background."""
+    for place in [(0, 0, 0), (20, 20, 20), (39, 39, 39)]:
+        array = np.zeros((1, 40, 40, 40), np.float32)
+        array[(0, *place)] = 1
+        with pytest.raises(SegdistillError, match="network gave logits that are NaN or infinite"):
+            predict(array, make_plan(1, mode=mode), Overflowing(value))
+
+
+def test_large_logits_are_results():
+    """Logits so large that their sum overflows are still compared."""
+    plan = make_plan(1, mode="whole")
+    logits = predict(np.ones((1, 16, 16, 16), np.float32), plan, Overflowing(3e38))
+    assert (logits[1] == np.float32(3e38)).all()
