@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,6 +120,15 @@ def test_onnx_thresholds(tmp_path):
         logits = OnnxBackend(path, threads)(x)
         assert logits.dtype == np.float32
         np.testing.assert_array_equal(logits[0].argmax(axis=0), expected)
+
+
+def test_no_more_threads_than_cpus(tmp_path):
+    """Asked for absurdly many threads, an engine takes as many as the machine has CPUs."""
+    path = threshold_model(tmp_path / "model.onnx", [10.0])
+    before = len(list(Path("/proc/self/task").iterdir()))
+    engine = OnnxBackend(path, 500)
+    engine(np.zeros((1, 1, 8, 8, 8), np.float32))
+    assert len(list(Path("/proc/self/task").iterdir())) - before <= 2 * os.cpu_count() + 8
 
 
 def test_not_an_onnx_model(tmp_path):
