@@ -16,15 +16,15 @@ from pipelines.tune import validation_cases
 from segdistill.evaluation.machine import describe_machine
 from segdistill.files import subfolders, visible, write_json
 from segdistill.runtime.cpus import usable_cpus
-from segdistill.runtime.setting import Setting
+from segdistill.runtime.setting import Precision, Setting
 from segdistill.tuning.choice import Tolerance
 from segdistill.tuning.search import tune
-from segdistill.volume import read_label_map, read_volume, turned, write_volume
+from segdistill.volume import read_label_map, read_volume, reoriented, write_volume
 from tests.interop.environment import nnunet_python
 from tools.demo import serve
 
 BRAIN = (182, 218, 182)  # voxels of 1 mm: the MNI152 template's field of view
-PRECISIONS = ("f32", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
 
 
 def main() -> None:
@@ -155,7 +155,7 @@ def brain_scan(task: str, path: Path) -> Path:
     for stored in visible(
         path for site in subfolders(Path("data/sites", task)) for path in (site / "images").glob("*")
     ):
-        volume = turned(read_volume(stored), "RAS")
+        volume = reoriented(read_volume(stored), "RAS")
         spare = np.array(volume.array.shape) - BRAIN
         if np.allclose(volume.spacing_mm, 1.0, atol=0.01) and spare.min() >= 0:
             start = [spare[0] // 2, spare[1] // 2, spare[2]]  # the neck goes

@@ -96,7 +96,7 @@ def _train(job: Job, plan: Plan, batches: list[Batch]) -> float:
             levels = network(batch.image)
         loss = supervised_loss(levels, batch.label, knobs.dice_weight, knobs.ce_weight)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return (time.process_time() - began) / (len(batches) - _SETTLE)
 

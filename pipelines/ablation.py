@@ -57,7 +57,7 @@ def main() -> None:
         "settings": {row: _settings(own) for row, own in study.rows.items()},
     }
     table = pd.DataFrame([_row(run) for run in runs])
-    decimals = {name: 5 for name in table if str(name).startswith("dice")}
+    decimals = {name: 5 for name in map(str, table) if name.startswith("dice")}
     write_table(
         arguments.out / "ablation.csv",
         table,

@@ -9,6 +9,7 @@ from pipelines.stage import run_stage
 from segdistill.files import write_json
 from segdistill.registry.champion import aliases, resolve
 from segdistill.registry.register import model_name
+from segdistill.shown import repro
 
 
 def main() -> None:
@@ -25,7 +26,8 @@ def main() -> None:
         print(
             f"champion: nobody has promoted yet. 'make ui': Model training > Model registry > "
             f"{model_name(task)} > a version > Aliases > Add > {alias} > Save aliases;\n"
-            "champion: or 'segdistill promote student-x4 --reason ...'. Then 'dvc repro'."
+            f"champion: or 'segdistill promote VERSION --task {task} --reason ...'. "
+            f"Then '{repro(arguments.root, task, 'package')}'."
         )
         return
     champion = resolve(arguments.root, task, alias)

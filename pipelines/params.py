@@ -104,7 +104,7 @@ class Params:
         Raises:
             SegdistillError: there is none of this name.
         """
-        if key not in self.students:
+        if key is None or key not in self.students:
             raise SegdistillError(
                 f"no student {key!r} in the parameters, only {', '.join(self.students)}."
             )
@@ -181,7 +181,7 @@ def read_studies(path: Path) -> Studies:
     usual = asdict(studies.ablation.distillation)
     rows = {}
     for name, changes in studies.ablation.rows.items():
-        own = {"distillation": None}
+        own: dict[str, Any] = {"distillation": None}
         if changes is not None:
             own = {"distillation": usual | changes}
             if STEPS_FACTOR in changes:

@@ -22,7 +22,8 @@ def main() -> None:
     params = read_params(arguments.params)
     if arguments.name not in params.sites:
         raise SegdistillError(
-            f"{arguments.params}: no site {arguments.name!r}; it has {', '.join(params['sites'])}."
+            f"{arguments.params}: no site {arguments.name!r} under 'sites'. "
+            f"Take one that is there: {', '.join(params.sites) or 'there is none'}."
         )
 
     def progress(done: int, total: int) -> None:

@@ -1,6 +1,7 @@
 """The segdistill command, as a user runs it."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -65,7 +66,9 @@ def test_site_add_says_what_it_made_and_what_comes_next(tmp_path: Path) -> None:
     done = run("site", "add", "ward", "--from", source, "--split", "0.6,0.2,0.2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "site ward: 5 scans of 5 subjects (train 3, val 1, test 1), 0 without" in done.stdout
-    assert done.stdout.endswith("next:\n  dvc add data/sites/brain_mri/ward\n  dvc push\n")
+    assert done.stdout.endswith(
+        "next:\n  dvc add data/sites/brain_mri/ward\n  dvc push    # if you have set up a DVC remote\n"
+    )
     assert "5/5 scans" in done.stderr
     assert "patient" not in done.stdout + done.stderr
     assert (tmp_path / "data/sites/brain_mri/ward/manifest.json").is_file()
@@ -171,7 +174,9 @@ def test_the_printed_commands_version_the_site(tmp_path: Path) -> None:
     go("remote", "add", "-d", "store", str(tmp_path / "remote"))
     make_subjects(tmp_path / "subjects", count=2)
     done = run("site", "add", "ward", "--from", "subjects", folder=tmp_path)
-    commands = [line.split() for line in done.stdout.split("next:\n")[1].splitlines()]
+    commands = [
+        shlex.split(line, comments=True) for line in done.stdout.split("next:\n")[1].splitlines()
+    ]
     for program, *words in commands:
         assert program == "dvc"
         go(*words)

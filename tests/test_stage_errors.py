@@ -86,3 +86,14 @@ def test_train_and_export_say_one_line_too(
     with pytest.raises(SystemExit, match=r"error: none\.yaml: ") as ended:
         runpy.run_module(f"pipelines.{script}", run_name="__main__")
     assert "\n" not in str(ended.value.code)
+
+
+def test_a_name_that_the_knobs_lack_is_told_with_those_they_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A site that isn't among the parameters is named in one line, with those that are."""
+    monkeypatch.delenv(TRACEBACK, raising=False)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["site", "nope", "--anatomy", "none", "--out", "none"])
+    with pytest.raises(SystemExit, match=r"no site 'nope'.*site_a, site_b"):
+        runpy.run_module("pipelines.site", run_name="__main__")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segdistill.files import SegdistillError, subfolders, unfetched, visible
-from segdistill.shown import command, shown
+from segdistill.shown import command, repro, shown
 from segdistill.texts import (
     read_json_object,
     read_table,
@@ -186,3 +186,11 @@ def test_half_made_entries_are_not_visible(tmp_path: Path) -> None:
     assert [path.name for path in visible(tmp_path.iterdir())] == ["a", "b", "c.json"]
     assert [path.name for path in subfolders(tmp_path)] == ["a", "b"]
     assert subfolders(tmp_path / "gone") == []
+
+
+def test_the_command_of_a_stage_is_that_of_the_task(tmp_path: Path) -> None:
+    """A task with a folder of its own is run from there, any other by the pipeline in the root."""
+    (tmp_path / "tasks" / "abdominal_ct").mkdir(parents=True)
+    (tmp_path / "tasks" / "abdominal_ct" / "dvc.yaml").touch()
+    assert repro(tmp_path, "brain_mri", "package") == "dvc repro package"
+    assert repro(tmp_path, "abdominal_ct", "package") == "dvc repro tasks/abdominal_ct/dvc.yaml:package"

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from segdistill.files import SegdistillError
-from segdistill.shown import command, shown
+from segdistill.shown import command, repro, shown
 
 
 class _Commands(TyperGroup):
@@ -55,7 +55,9 @@ def sites() -> None:
 
 @site.command("add")
 def site_add(
-    name: Annotated[str, typer.Argument(help="Name of the new site; its cases become NAME-001, ...")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the new site; its cases become NAME-001, ...")
+    ],
     source: Annotated[Path, typer.Option("--from", metavar="FOLDER", help="The data; it is only read.")],
     layout: Annotated[
         Literal["auto", "bids", "nnunet", "freesurfer"], typer.Option(help="How FOLDER is laid out.")
@@ -65,7 +67,8 @@ def site_add(
         str | None,
         typer.Option(
             metavar="MAP",
-            help="A YAML file of 'source code or name: structure', 'freesurfer', or 'same'.",
+            help="What the codes mean: 'freesurfer', 'same', or a YAML file of lines like "
+            "'17: thalamus' (docs/sites.md).",
         ),
     ] = None,
     split: Annotated[
@@ -109,10 +112,10 @@ def site_add(
     note: Annotated[str, typer.Option(help="What a reader must know about this data.")] = "",
     root: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
 ) -> None:
-    """Import labelled real scans from BIDS, nnU-Net raw or FreeSurfer into data/sites/TASK/NAME.
+    """Import real scans into data/sites/TASK/NAME.
 
-    Everything is checked on the way in; what is wrong is listed case by case, and then
-    nothing is written.
+    They may lie as BIDS, nnU-Net raw or FreeSurfer. Everything is checked on the way in; what is
+    wrong is listed case by case, and then nothing is written.
     """
     from segdistill.sites.imports.layout import Pick
     from segdistill.sites.imports.site import Request, add_site
@@ -150,7 +153,8 @@ def site_add(
         typer.echo(f"note: no label map has {', '.join(added.missing)}")
     if key:
         typer.echo(f"key: {shown(key)} (names patients; keep it where the source data is kept)")
-    typer.echo(f"next:\n  {command('dvc', 'add', added.folder)}\n  dvc push")
+    typer.echo(f"next:\n  {command('dvc', 'add', added.folder)}")
+    typer.echo("  dvc push    # if you have set up a DVC remote")
 
 
 @contextmanager
@@ -169,7 +173,9 @@ def _progress(done: int, total: int) -> None:
 
 @app.command()
 def promote(
-    version: Annotated[str, typer.Argument(help="Its number, or a member's name for the newest.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="Its number, or a member's name for the newest.")
+    ],
     reason: Annotated[str, typer.Option(help="Why; kept with the version.")],
     task: Annotated[str, typer.Option(help="The task.")] = "brain_mri",
     alias: Annotated[str, typer.Option(help="The alias to set.")] = "champion",
@@ -179,14 +185,18 @@ def promote(
     ] = False,
     root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
 ) -> None:
-    """Let the alias stand for a version of the registry, as the MLflow UI does, and note why."""
+    """Choose the version that is served, and note why.
+
+    Sets an alias on a version in the registry, as MLflow's page does.
+    """
     from segdistill.registry.promote import promote as set_alias
 
     done = set_alias(root, task, version, reason=reason, alias=alias, by=by, override=override)
-    before = "nothing" if done.previous is None else f"v{done.previous}"
+    before = "none" if done.previous is None else f"v{done.previous}"
     if done.overridden:
         typer.echo(f"overridden: it {done.overridden}")
-    typer.echo(f"{done.alias}: v{done.version} {done.name}, before {before}. Next: dvc repro package")
+    typer.echo(f"{done.alias} is now v{done.version} {done.name} (before: {before})")
+    typer.echo(f"next:\n  {repro(root, task, 'package')}")
 
 
 @app.command("import-nnunet")
@@ -215,7 +225,10 @@ def import_nnunet_model(
         ),
     ] = None,
 ) -> None:
-    """Make a trained nnU-Net v2 model (PlainConvUNet) a teacher of this platform, exactly."""
+    """Make a teacher of an nnU-Net v2 model.
+
+    The model is a PlainConvUNet; the teacher computes the same function.
+    """
     from segdistill.interop.importing import import_nnunet
 
     done = import_nnunet(
@@ -249,7 +262,10 @@ def export_nnunet_model(
     task: Annotated[str, typer.Option(help="The task of a registered version.")] = "brain_mri",
     root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
 ) -> None:
-    """Write a model as an nnU-Net v2 results folder that nnUNetv2_predict runs unchanged."""
+    """Write a model for nnU-Net v2.
+
+    It becomes a results folder that nnUNetv2_predict runs unchanged.
+    """
     from segdistill.interop.exporting import export_nnunet
     from segdistill.network.model import read_model
     from segdistill.runtime.plan import Plan

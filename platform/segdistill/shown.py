@@ -19,6 +19,18 @@ def command(*words: str | Path) -> str:
     return " ".join(map(_quoted, words))
 
 
+def repro(root: Path, task: str, stage: str) -> str:
+    """The command, given in the repository's root, that runs a stage of a task's pipeline.
+
+    Args:
+        root: the repository's root; a task with a folder in ``tasks`` has its pipeline there.
+        task: the task.
+        stage: a stage of ``dvc.yaml``.
+    """
+    own = Path("tasks", task, "dvc.yaml")
+    return command("dvc", "repro", f"{own}:{stage}" if (root / own).exists() else stage)
+
+
 def _quoted(word: str | Path) -> str:
     text = str(word)
     if isinstance(word, Path) and text.startswith("-"):

@@ -288,6 +288,8 @@ def test_the_command_promotes_as_the_function_does(root: Path) -> None:
         app, ["promote", "student-x4", "--reason", "best", "--alias", "typed", "--root", str(root)]
     )
     assert run.exit_code == 0, run.output
+    assert "typed is now v2 student-x4 (before: none)" in run.output
+    assert run.output.endswith("next:\n  dvc repro package\n")
     assert aliases(root, TASK)["typed"] == 2
     wrong = CliRunner().invoke(app, ["promote", "77", "--reason", "best", "--root", str(root)])
     assert wrong.exit_code == 1

@@ -173,7 +173,7 @@ def test_nnunet_lists_files_that_fit_nothing(tmp_path: Path) -> None:
     save_nifti(source / "labelsTr" / "fourth.nii.gz", label_array())
     write_dataset(source, numTraining=5)
     assert whats(find_nnunet(source)) == {
-        "imagesTr/other.nii.gz": "is not named CASE_0000.nii.gz",
+        "imagesTr/other.nii.gz": "is not named CASE_0000.nii.gz; scans of one channel are read",
         "imagesTr/third_0000.nii": "does not end in .nii.gz, its file_ending",
         "labelsTr/fourth.nii.gz": "has no scan in imagesTr",
         "dataset.json": "says numTraining 5, but imagesTr has 2 usable scan(s)",

@@ -61,6 +61,13 @@ def test_not_a_nifti(tmp_path, content):
         refused(path, "not a NIfTI", ".nii.gz", ".mgz")
 
 
+def test_one_dicom_file(tmp_path):
+    """A DICOM file in the place of a scan is called one, and the remedy is to convert its series."""
+    path = tmp_path / "IM0001"
+    path.write_bytes(bytes(128) + b"DICM" + bytes(400))
+    refused(path, "DICOM file", "Convert the series")
+
+
 def test_gzipped_text(tmp_path):
     """A compressed file of something else is refused as no NIfTI."""
     path = tmp_path / "scan.nii.gz"

@@ -136,6 +136,15 @@ def test_a_damaged_slice_is_named_and_never_left_out(
     assert str(last) in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [0, 4000])
+def test_a_file_without_content_is_to_be_copied_again(tmp_path: Path, size: int) -> None:
+    """An empty file, or one of zeros, isn't called a scout or a report."""
+    written(tmp_path, scan())
+    by_place(tmp_path)[-1].write_bytes(bytes(size))
+    with pytest.raises(VolumeError, match=r"nothing can be read in it.*Copy it again"):
+        read_dicom_series(tmp_path)
+
+
 @pytest.mark.parametrize("target", ["nothing", "elsewhere"])
 def test_a_link_to_nothing_or_to_a_folder_is_named(tmp_path: Path, target: str) -> None:
     """Behind a link that leads to nothing, or to a folder, slices may be: it is named."""

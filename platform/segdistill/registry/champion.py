@@ -57,7 +57,8 @@ def registered_model(store: Store, task: str) -> RegisteredModel:
             if not absent(error):
                 raise
             raise RegistryError(
-                f"{store.uri}: nothing is registered for {task}. Run 'dvc repro register' first."
+                f"{store.uri}: nothing is registered for {task}. Check the task's name, or run its "
+                "stage first, as 'dvc repro register'."
             ) from error
 
 

@@ -123,7 +123,7 @@ class OpenVinoBackend:
         self._core = openvino.Core()
         capable = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in capable:
-            raise SegdistillError("this processor has no bf16: tune again on the machine that serves.")
+            raise SegdistillError("this processor has no bf16. Take f32, or tune on this machine.")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": _threads(threads),

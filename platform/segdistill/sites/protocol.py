@@ -56,7 +56,10 @@ def read_protocol(task: str, folder: Path = PROTOCOLS) -> Protocol:
     path = folder / f"{task}.yaml"
     known = [found.stem for found in visible(folder.glob("*.yaml"))]
     if task not in known:
-        raise SegdistillError(f"{path}: no label protocol for task {task!r}. Known: {', '.join(known)}.")
+        raise SegdistillError(
+            f"{path}: no label protocol for task {task!r}. Take a task that has one "
+            f"({', '.join(known)}), or write this file."
+        )
     body = read_yaml_mapping(path)
     try:
         structures = {int(code): str(name) for code, name in body["structures"].items()}

@@ -122,7 +122,7 @@ def tune(
             if not rows:
                 raise
             rows.append(row | {"refused": str(error), "within": False})
-            progress(f"{setting}: {error}")
+            progress(f"{setting}: left out, {error}")
             return
         if not rows:  # the reference
             truth.extend(

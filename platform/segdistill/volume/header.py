@@ -130,6 +130,11 @@ def _fields(start: bytes, name: str) -> Any:
                 return nib.Nifti2Header(start[:540], order, check=False)
         if start[:4] == b"\0\0\0\1" and len(start) >= mghformat.DATA_OFFSET:
             return mghformat.MGHHeader(start[: mghformat.header_dtype.itemsize], check=False)
+    if start[128:132] == b"DICM":
+        raise VolumeError(
+            f"{name}: this is a DICOM file, one slice of a series. Convert the series to NIfTI, for "
+            "example with dcm2niix."
+        )
     raise VolumeError(f"{name}: not a NIfTI or MGZ file. {NEEDED}")
 
 

@@ -40,7 +40,7 @@ def detect_layout(folder: Path) -> Layout:
         SegdistillError: no such folder, no layout fits, or more than one.
     """
     if not folder.is_dir():
-        raise SegdistillError(f"{folder}: no such folder. Give --from the folder that holds the data.")
+        raise SegdistillError(f"{folder}: no such folder. Give a folder with the data after --from.")
     signs: dict[Layout, bool] = {
         "bids": any(anatomy_folders(path) for path in subject_folders(folder)),
         "nnunet": listed(folder / "dataset.json") and (folder / "imagesTr").is_dir(),
@@ -65,7 +65,7 @@ def find_scans(folder: Path, layout: Layout, pick: Pick) -> Found:
         SegdistillError: no such folder, or it can't be read as that layout at all.
     """
     if not folder.is_dir():
-        raise SegdistillError(f"{folder}: no such folder. Give --from the folder that holds the data.")
+        raise SegdistillError(f"{folder}: no such folder. Give a folder with the data after --from.")
     try:
         found = _find(folder, layout, pick)
     except OSError as error:

@@ -64,7 +64,10 @@ def _half(
         if not image.name.endswith(ending):
             yield Problem(f"images{half}/{image.name}", f"does not end in {ending}, its file_ending")
         elif not stem.endswith(CHANNEL) or not case:
-            yield Problem(f"images{half}/{image.name}", f"is not named CASE{CHANNEL}{ending}")
+            yield Problem(
+                f"images{half}/{image.name}",
+                f"is not named CASE{CHANNEL}{ending}; scans of one channel are read",
+            )
         else:
             label = labels / f"{case}{ending}"
             paired.add(label)

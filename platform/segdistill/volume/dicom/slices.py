@@ -84,6 +84,11 @@ def _read(path: Path) -> Slice | None:
 
 
 def _slice(path: Path, header: Dataset) -> Slice:
+    if not any(name in header for name in _READ):
+        raise VolumeError(
+            f"{path}: nothing can be read in it, as after an interrupted copy. Copy it again, or take "
+            "it out of the folder."
+        )
     if _given(header, "NumberOfFrames") and _numbers(path, header, "NumberOfFrames", 1) > 1:
         raise VolumeError(
             f"{path}: several frames in one file (enhanced DICOM). Export the series as single slices."
