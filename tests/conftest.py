@@ -4,6 +4,11 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is no matter of a test.
+settings.register_profile("segdistill", deadline=None)
+settings.load_profile("segdistill")
 
 
 @pytest.fixture

@@ -117,6 +117,19 @@ def test_wrong_options_are_told_in_plain_words(tmp_path: Path, words: list[str])
     assert done.stderr.count("\n") == 1
 
 
+def test_what_the_system_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+    """A place that can't be written is one line that names it and exit code 1, not a traceback."""
+    source = make_subjects(tmp_path / "subjects", count=1)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "data").write_text("a file where the folder of the sites belongs")
+    words = ["site", "add", "ward", "--from", str(source), "--held-out", "--root", str(root)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {root}/data")
+    assert "Not a directory" in done.stderr
+
+
 def _open_once_read(pipe: Path) -> int:
     """Open a pipe for writing as soon as somebody has it open for reading; the reader then waits."""
     give_up = time.monotonic() + 60

@@ -328,13 +328,16 @@ def test_json_is_the_same_bytes_for_the_same_value(value: object) -> None:
 
 
 def test_broken_json_is_named(tmp_path: Path) -> None:
-    """A file that is missing or isn't JSON is an error that names it."""
+    """A file that is missing, isn't JSON or can't be read is an error that names it."""
     path = tmp_path / "a.json"
     with pytest.raises(SegdistillError, match=r"a\.json: no such file"):
         read_json(path)
-    path.write_text("{")
-    with pytest.raises(SegdistillError, match=r"a\.json: not valid JSON"):
-        read_json(path)
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(SegdistillError, match=r"a\.json: not valid JSON"):
+            read_json(path)
+    with pytest.raises(SegdistillError, match="can't be read"):
+        read_json(tmp_path)
 
 
 def test_a_digest_is_of_the_bytes(tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ class _Commands(TyperGroup):
         except SegdistillError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
+        except BrokenPipeError:  # whoever reads our output has gone; Click ends quietly
+            raise
+        except OSError as error:  # what the system refuses, e.g. a folder that may not be written
+            where = f"{shown(error.filename)}: " if error.filename else ""
+            typer.echo(f"error: {where}{error.strerror or error}.", err=True)
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(

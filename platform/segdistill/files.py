@@ -255,13 +255,15 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        SegdistillError: the file is missing or isn't JSON.
+        SegdistillError: the file is missing, can't be read or isn't JSON.
     """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise SegdistillError(f"{path}: no such file.") from error
-    except ValueError as error:
+    except OSError as error:
+        raise SegdistillError(f"{path}: can't be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
         raise SegdistillError(f"{path}: not valid JSON ({error}).") from error
 
 

@@ -444,6 +444,15 @@ def unfetched(path: Path) -> None:
     path.symlink_to("../.git/annex/objects/none")
 
 
+def test_a_link_that_leads_to_itself_is_a_missing_file(tmp_path: Path) -> None:
+    """A scan that is a link in a circle is named as one that isn't there."""
+    source = make_freesurfer(tmp_path / "subjects")
+    scan = source / "bert0" / "mri" / "orig.mgz"
+    scan.unlink()
+    scan.symlink_to(scan)
+    assert "is a link to a file that isn't on this machine" in problems_of(source, tmp_path)["bert0"]
+
+
 @pytest.mark.parametrize(
     ("layout", "what"),
     [

@@ -56,7 +56,9 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
     kinds = {
         "near": SCANNER,
         "far": replace(SCANNER, voxel_mm=(4.0, 5.0, 8.0), orientation="PSR"),
-        "outer": replace(SCANNER, subjects=2, split=(0, 0, 2), held_out=True, voxel_mm=(3.0, 3.0, 3.0)),
+        "outside": replace(
+            SCANNER, subjects=2, split=(0, 0, 2), held_out=True, voxel_mm=(3.0, 3.0, 3.0)
+        ),
     }
     for name, kind in kinds.items():
         simulate_site(anatomy, name, kind, PEOPLE, task="brain_mri", seed=1, out=folder / "sites" / name)

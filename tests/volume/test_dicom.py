@@ -305,6 +305,14 @@ def test_acquisitions_one_after_the_other_are_one_volume(tmp_path: Path) -> None
     assert np.array_equal(read_dicom_series(tmp_path).array, scan(6))
 
 
+def test_one_echo_time_written_in_two_ways_is_one_acquisition(tmp_path: Path) -> None:
+    """Slices that take turns in how they write the same echo time are one volume."""
+    written(
+        tmp_path, scan(6), change=lambda i, slice_: setattr(slice_, "EchoTime", ("4.2", "4.20")[i % 2])
+    )
+    assert np.array_equal(read_dicom_series(tmp_path).array, scan(6))
+
+
 def test_a_modality_look_up_table_is_applied(tmp_path: Path) -> None:
     """Where a table stands in place of slope and intercept, the values are the table's."""
     table = Dataset()

@@ -1,5 +1,6 @@
 """What runs the network: one interface, and ONNX Runtime or OpenVINO on the CPU behind it."""
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -58,7 +59,7 @@ class OnnxBackend:
         Args:
             path: an ONNX file with input ``scan`` (1, 1, X, Y, Z) and output ``logits``
                 (1, K, X, Y, Z), both float32.
-            threads: CPU threads; 0 takes :func:`usable_cpus`.
+            threads: CPU threads, at most one per CPU of the machine; 0 takes :func:`usable_cpus`.
 
         Raises:
             SegdistillError: missing, not an ONNX model, or other inputs and outputs.
@@ -67,7 +68,7 @@ class OnnxBackend:
             ort.disable_telemetry_events()
         _must_exist(path)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cpus()
+        options.intra_op_num_threads = _threads(threads)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Idle threads sleep instead of spinning: a busy hospital server needs those cycles.
@@ -104,7 +105,7 @@ class OpenVinoBackend:
 
         Args:
             path: as of :class:`OnnxBackend`; for ``int8``, the quantised one.
-            threads: CPU threads; 0 takes :func:`usable_cpus`.
+            threads: CPU threads, at most one per CPU of the machine; 0 takes :func:`usable_cpus`.
             precision: ``bf16`` needs a processor that has it. What an ``int8`` network doesn't quantise
                 runs in float32.
 
@@ -125,7 +126,7 @@ class OpenVinoBackend:
             raise SegdistillError("this processor has no bf16. Take f32, or tune on this machine.")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "INFERENCE_NUM_THREADS": threads or usable_cpus(),
+            "INFERENCE_NUM_THREADS": _threads(threads),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # two services must not share the first cores
         }
@@ -235,6 +236,11 @@ def _sum_instead_of_concatenating(model: Any) -> None:
         both = ops.add(*parts)
         for user in convolution.output(0).get_target_inputs():
             user.replace_source_output(both.output(0))
+
+
+def _threads(wanted: int) -> int:
+    # More than the machine has CPUs only wait for each other: with thousands, a scan never ends.
+    return min(wanted, os.cpu_count() or wanted) if wanted > 0 else usable_cpus()
 
 
 def _must_exist(path: Path) -> None:

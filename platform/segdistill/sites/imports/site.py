@@ -189,7 +189,8 @@ def _repeated(scans: Sequence[Scan]) -> list[Problem]:
         first = by_source.setdefault(scan.source, scan)
         if first is not scan:
             problems.append(Problem(scan.source, f"is there twice: {first.image} and {scan.image}"))
-        first = by_file.setdefault(scan.image.resolve(), scan)
+        # Not Path.resolve, which fails at links that lead in a circle.
+        first = by_file.setdefault(Path(os.path.realpath(scan.image)), scan)
         if first is not scan:
             problems.append(Problem(scan.source, f"is the same file as {first.source}"))
     return problems

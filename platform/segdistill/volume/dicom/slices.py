@@ -130,7 +130,7 @@ def _slice(path: Path, header: Dataset) -> Slice:
         position=_numbers(path, header, "ImagePositionPatient", 3),
         cosines=cosines / np.linalg.norm(cosines, axis=1, keepdims=True),
         spacing=np.array([between_columns, between_rows]),
-        acquisition={name: str(header.get(name) or "") for name in _ACQUISITION},
+        acquisition={name: _written(header.get(name)) for name in _ACQUISITION},
         lossy=str(header.get("LossyImageCompression") or "") == "01" or syntax in _LOSSY,
     )
 
@@ -138,6 +138,11 @@ def _slice(path: Path, header: Dataset) -> Slice:
 def _given(header: Dataset, name: str) -> bool:
     """Whether an attribute is there and not empty; its value isn't looked at yet."""
     return name in header and header.get_item(name).value not in (None, b"", "")
+
+
+def _written(value: object) -> str:
+    """An attribute's value for comparison; numbers by value, since 4.2 may also be written 4.20."""
+    return f"{float(value):.6g}" if isinstance(value, float) else str(value or "")
 
 
 def _numbers(path: Path, header: Dataset, name: str, count: int) -> NDArray[np.float64]:
