@@ -92,8 +92,9 @@ class RenderingKnobs:
             for entry in fields(cls)
             if not isinstance(entry.default, bool)
         }
-        ones = dict.fromkeys(("ventricle_scale", *_LENGTHS), (1.0, 1.0))
-        return cls(**(off | ones | {"grey": (0.7, 0.7), "fluid": (0.2, 0.2)} | others))
+        usual = {name: getattr(cls, name) for name in _LENGTHS}
+        fixed = {"ventricle_scale": (1.0, 1.0), "grey": (0.7, 0.7), "fluid": (0.2, 0.2)}
+        return cls(**(off | usual | fixed | others))
 
     @classmethod
     def from_params(cls, values: Mapping[str, Any], source: str) -> "RenderingKnobs":

@@ -11,10 +11,10 @@ from segdistill.runtime.plan import Plan
 from segdistill.simulation.rendering.contrast import Contrast, t1_like
 from segdistill.simulation.rendering.knobs import RenderingKnobs
 from segdistill.simulation.rendering.labelmap import BORDER, LabelMap
-from segdistill.simulation.rendering.scanner import MANY_PARTS, Look, Noise, look_up, scan
+from segdistill.simulation.rendering.scanner import Look, look_up, scan
 from segdistill.simulation.rendering.scene import Array, Positions, Scene, Triple, draw_scene
 
-_SCOUT_MM = 10.0  # between the voxels of the coarse look at the whole scan
+_SCOUT_MM = 12.0  # between the voxels of the coarse look at the whole scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,8 @@ def render(
     _check(source, plan)
     scene = draw_scene(source, knobs, contrast, random)
     positions = _place(source, scene, plan, patch_size, foreground_share, random)
-    noise = Noise(torch.Generator(source.codes.device).manual_seed(int(random.integers(2**62))))
-    scale = _scale(source, scene, plan, random, noise)
-    image, codes = scan(source, scene, Look(positions, plan.spacing_mm), random, noise)
+    scale = served_scale(source, scene, plan, random)
+    image, codes = scan(source, scene, Look(positions, plan.spacing_mm), random)
     label = look_up(np.array(source.channels(plan), np.uint8), codes)
     return Rendered(scale(image)[None], label)
 
@@ -119,7 +118,7 @@ def _place(
 def _centre(source: LabelMap, scene: Scene, random: np.random.Generator) -> Array | None:
     """(3,) scanner mm of a voxel of a structure that is seen; None: there is none."""
     code = source.places[:, 0].numpy()
-    for structure in random.permutation(np.unique(code)):
+    for structure in random.permutation(sorted({*source.structure} - {0})):
         at = scene.to_scanner(source, source.places[:, 1:].numpy()[code == structure])
         at = at[((at > scene.seen.low) & (at < scene.seen.high)).all(axis=1)]
         if len(at):
@@ -128,7 +127,7 @@ def _centre(source: LabelMap, scene: Scene, random: np.random.Generator) -> Arra
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """What normalises a scan: (image - mean) / deviation, clipped before."""
 
     mean: Tensor | float
@@ -136,25 +135,25 @@ class _Scale:
     clip: tuple[float, float] | None = None
 
     def __call__(self, image: Tensor) -> Tensor:
+        """The image, normalised."""
         if self.clip is not None:
             image = image.clamp(*self.clip)
         return (image - self.mean) / self.deviation
 
 
-def _scale(
-    source: LabelMap, scene: Scene, plan: Plan, random: np.random.Generator, noise: Noise
-) -> _Scale:
+def served_scale(source: LabelMap, scene: Scene, plan: Plan, random: np.random.Generator) -> Scale:
     """What ``runtime.preprocess`` would do to the whole scan, from a coarse look at all of it."""
     how = plan.normalisation
     if how.scheme == "ct":
         assert how.clip_hu and how.mean_hu is not None and how.std_hu is not None  # noqa: S101, PT018
-        return _Scale(how.mean_hu, max(how.std_hu, 1e-8), how.clip_hu)
+        return Scale(how.mean_hu, max(how.std_hu, 1e-8), how.clip_hu)
     x, y, z = (
         np.arange(low + _SCOUT_MM / 2, high, _SCOUT_MM)
         for low, high in zip(scene.stored.low, scene.stored.high, strict=True)
     )
-    look = Look((x, y, z), _seen_as(scene, plan.spacing_mm), MANY_PARTS)
-    scout, _ = scan(source, replace(scene, blur_mm=0.0, thick=None), look, random, noise)
+    look = Look((x, y, z), _seen_as(scene, plan.spacing_mm))
+    plain = replace(scene, blur_mm=0.0, thick=None, growth=0.0)
+    scout, _ = scan(source, plain, look, random)
     if how.region == "crop":
         inside = torch.ones_like(scout)
     else:
@@ -162,7 +161,7 @@ def _scale(
     count = inside.sum().clamp_min(1.0)
     mean = (scout * inside).sum() / count
     deviation = ((scout - mean).square() * inside).sum().div(count).sqrt()
-    return _Scale(mean, deviation.clamp_min(1e-8))
+    return Scale(mean, deviation.clamp_min(1e-8))
 
 
 def _seen_as(scene: Scene, spacing_mm: Triple) -> Triple:

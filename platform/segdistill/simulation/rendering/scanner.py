@@ -4,6 +4,7 @@ The order is a scanner's: tissues and what varies within them, coils, point spre
 then what is done to a stored scan: stripped, cut.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +18,13 @@ from segdistill.simulation.rendering.labelmap import DEPTH_MM, LabelMap
 from segdistill.simulation.rendering.scene import Array, Positions, Scene, Triple
 from segdistill.simulation.rendering.smooth import SPLINE_SD, Smooth, along, bell, linear, slices
 
-Parts = tuple[tuple[int, int, int], ...]
-
 # A voxel's middle and four parts of it, in quarters of its edges: every other corner of a cube. An odd
 # number of votes mostly has a winner, so that these five find the label more often than the cube's eight
 # (93% against 89% of the voxels that hold more than one code) and mix tissues as well.
-PARTS: Parts = ((0, 0, 0), (1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
-MANY_PARTS: Parts = (*PARTS, (-1, -1, -1), (-1, 1, 1), (1, -1, 1), (1, 1, -1))
+_PARTS = ((0, 0, 0), (1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
 
 _NODE_MM = 8.0  # places in the map are worked out on nodes so far apart, and linearly in between
+_ROW = 2**22  # normal numbers that are drawn once
 _RAGGED_MM = 8.0  # over which the edge of skull stripping strays
 
 
@@ -36,50 +35,46 @@ class Look:
     Attributes:
         positions: of the voxels along each axis, scanner mm.
         voxel_mm: their edges.
-        parts: that are looked up of a voxel, in quarters of its edges; the first is its middle.
     """
 
     positions: Positions
     voxel_mm: Triple
-    parts: Parts = PARTS
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Normal numbers on the device.
+@functools.cache
+def _row(device: torch.device) -> Tensor:
+    """A row of normal numbers, the same ones always."""
+    return torch.randn(_ROW, generator=torch.Generator().manual_seed(0)).to(device)
 
-    Drawing them takes more time than using them, so that one volume's grain and its real and imaginary
-    noise are windows of one row of numbers, a quarter of the volume apart: what repeats is too far away
-    for a network's kernels, or an eye, to see.
+
+def _normal(shape: torch.Size, random: np.random.Generator, device: torch.device) -> Tensor:
+    """(X, Y, Z) normal numbers.
+
+    On a CPU, drawing a number takes as long as all that is done with it. So a volume is a window, at a
+    random place, of one long row: any two have next to nothing in common, voxel for voxel.
     """
-
-    generator: torch.Generator
-
-    def windows(self, shape: torch.Size) -> list[Tensor]:
-        """Three fields (X, Y, Z)."""
-        count = shape.numel()
-        row = torch.randn(
-            count + 2 * (count // 4), generator=self.generator, device=self.generator.device
-        )
-        return [row[k * (count // 4) :][:count].view(shape) for k in range(3)]
+    row = _row(device)
+    if shape.numel() > len(row) // 2:
+        row = row.repeat(-(-2 * shape.numel() // len(row)))
+    start = int(random.integers(len(row) - shape.numel()))
+    return row[start:][: shape.numel()].view(shape)
 
 
 def scan(
-    source: LabelMap, scene: Scene, look: Look, random: np.random.Generator, noise: Noise
+    source: LabelMap, scene: Scene, look: Look, random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """(X, Y, Z) float32 image and (X, Y, Z) uint8 compact codes of what is looked at."""
     device = source.codes.device
     positions, voxel_mm = look.positions, look.voxel_mm
     at, shading = _fields(source, scene, positions, device)
     image, codes, middle = _tissue(source, scene, at, look)
-    grain, real, imaginary = noise.windows(image.shape)
-    image = _textured(image, codes, scene, positions, grain, random)
+    image = _textured(image, codes, scene, positions, random)
     if shading is not None:
         gain, contrast = shading
         image = image * torch.addcmul(gain, contrast, image)
     if scene.gamma != 1.0:
         image = image.clamp_min(0.0).pow(scene.gamma)
-    image = _acquired(image, scene, voxel_mm, real, imaginary)
+    image = _acquired(image, scene, voxel_mm, random)
     for keep in _kept(source, scene, positions, middle, random):
         void = scene.void
         image = image * keep if void == 0.0 else (image - void) * keep + void
@@ -154,12 +149,12 @@ def _tissue(source: LabelMap, scene: Scene, at: Tensor, look: Look) -> tuple[Ten
     rounded = []
     for axis, (place, size, mm) in enumerate(zip(at, shape, quarter.tolist(), strict=True)):
         place.clamp_(mm, size - 1 - mm)  # beyond the map is its border of air
-        steps = {part[axis] for part in look.parts}
+        steps = {part[axis] for part in _PARTS}
         rounded.append({step: (place + (step * mm + 0.5)).int() for step in steps})
     flat = source.codes.view(-1)
     mean = _to(scene.brightness.mean, flat.device)
     places = []
-    for x, y, z in look.parts:
+    for x, y, z in _PARTS:
         row = torch.add(rounded[1][y], rounded[0][x], alpha=shape[1])
         places.append(torch.add(rounded[2][z], row, alpha=shape[2]).view(-1))
     codes = flat.index_select(0, places[0])
@@ -174,7 +169,7 @@ def _tissue(source: LabelMap, scene: Scene, at: Tensor, look: Look) -> tuple[Ten
         codes = codes ^ ((codes ^ part) & lost)
         lead.abs_()
     grid = at.shape[1:]
-    return (image / len(look.parts)).view(grid), codes.view(grid), places[0]
+    return (image / len(_PARTS)).view(grid), codes.view(grid), places[0]
 
 
 def _textured(
@@ -182,14 +177,13 @@ def _textured(
     codes: Tensor,
     scene: Scene,
     positions: Positions,
-    grain: Tensor,
     random: np.random.Generator,
 ) -> Tensor:
     """What varies within a tissue: from voxel to voxel, and slowly."""
     device = image.device
     bright = scene.brightness
     if bright.grain.any():
-        image = torch.addcmul(image, look_up(bright.grain, codes), grain)
+        image = torch.addcmul(image, look_up(bright.grain, codes), _normal(image.shape, random, device))
     if bright.patches.any():
         slow = _drawn(positions, scene.patch_mm, random, device)
         image = torch.addcmul(image, look_up(bright.patches, codes), slow)
@@ -200,8 +194,7 @@ def _acquired(
     image: Tensor,
     scene: Scene,
     spacing_mm: Triple,
-    real: Tensor,
-    imaginary: Tensor,
+    random: np.random.Generator,
 ) -> Tensor:
     """Point spread, slices and noise; thick slices are interpolated back to the grid, noise and all."""
     device = image.device
@@ -212,10 +205,9 @@ def _acquired(
         there[axis], back[axis] = slices(image.shape[axis], mm / spacing_mm[axis])
     image = along(image[None], [None if m is None else m.to(device) for m in there])[0]
     if scene.noise > 0.0:
-        x, y, z = image.shape  # fewer where slices are thick
-        real, imaginary = real[:x, :y, :z], imaginary[:x, :y, :z]
-        image = torch.add(image, real, alpha=scene.noise)
+        image = torch.add(image, _normal(image.shape, random, device), alpha=scene.noise)
         if scene.magnitude:
+            imaginary = _normal(image.shape, random, device)
             image = torch.addcmul(image * image, imaginary, imaginary, value=scene.noise**2).sqrt_()
     elif scene.magnitude:
         image = image.abs()
