@@ -147,10 +147,7 @@ def served_scale(source: LabelMap, scene: Scene, plan: Plan, random: np.random.G
     if how.scheme == "ct":
         assert how.clip_hu and how.mean_hu is not None and how.std_hu is not None  # noqa: S101, PT018
         return Scale(how.mean_hu, max(how.std_hu, 1e-8), how.clip_hu)
-    x, y, z = (
-        np.arange(low + _SCOUT_MM / 2, high, _SCOUT_MM)
-        for low, high in zip(scene.stored.low, scene.stored.high, strict=True)
-    )
+    x, y, z = (_evenly(*ends) for ends in zip(scene.stored.low, scene.stored.high, strict=True))
     look = Look((x, y, z), _seen_as(scene, plan.spacing_mm))
     plain = replace(scene, blur_mm=0.0, thick=None, growth=0.0)
     scout, _ = scan(source, plain, look, random)
@@ -162,6 +159,12 @@ def served_scale(source: LabelMap, scene: Scene, plan: Plan, random: np.random.G
     mean = (scout * inside).sum() / count
     deviation = ((scout - mean).square() * inside).sum().div(count).sqrt()
     return Scale(mean, deviation.clamp_min(1e-8))
+
+
+def _evenly(low: float, high: float) -> Array:
+    """(N,) places from ``low`` to ``high``, about ``_SCOUT_MM`` apart."""
+    count = max(1, round((high - low) / _SCOUT_MM))
+    return low + (high - low) * (np.arange(count) + 0.5) / count
 
 
 def _seen_as(scene: Scene, spacing_mm: Triple) -> Triple:
