@@ -113,7 +113,7 @@ class Scene:
         moved = at.reshape(3, -1)
         for _ in range(_GROWTH_STEPS):
             node = (moved / source.push_step + 0.5).long().clamp_(min=0).minimum(last)
-            moved = moved - step * push[:, (node * strides).sum(dim=0)]
+            moved = moved - step * push.index_select(1, (node * strides).sum(dim=0))
         return moved.view(at.shape)
 
     def to_scanner(self, source: LabelMap, places: Array) -> Array:
