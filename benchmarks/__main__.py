@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks import families, growth, packing, page, peak, pipelines
+from pipelines.params import read_params
 from pipelines.tune import validation_cases
 from segdistill.evaluation.machine import describe_machine
-from segdistill.files import write_json
+from segdistill.files import subfolders, visible, write_json
 from segdistill.runtime.cpus import usable_cpus
-from segdistill.runtime.setting import Setting
+from segdistill.runtime.setting import Precision, Setting
 from segdistill.tuning.choice import Tolerance
 from segdistill.tuning.search import tune
-from segdistill.volume import read_label_map, read_volume, turned, write_volume
+from segdistill.volume import read_label_map, read_volume, reoriented, write_volume
 from tests.interop.environment import nnunet_python
 from tools.demo import serve
 
 BRAIN = (182, 218, 182)  # voxels of 1 mm: the MNI152 template's field of view
-PRECISIONS = ("f32", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
 
 
 def main() -> None:
@@ -95,13 +95,13 @@ def trained(given: argparse.Namespace, scan: Path, scratch: Path) -> dict[str, A
     family = families.trained(Path(), given.task)
     if not family:
         raise SystemExit("bundles/ is empty: run 'dvc repro export' first, or leave out part 'trained'.")
-    knobs = yaml.safe_load(given.params.read_text())["tuning"]
-    cases = validation_cases(Path("data/sites") / given.task, knobs["cases"])
-    tolerance = Tolerance(knobs["mean_loss"], knobs["structure_loss"])
+    knobs = read_params(given.params).tuning
+    cases = validation_cases(Path("data/sites") / given.task, knobs.cases)
+    tolerance = Tolerance(knobs.mean_loss, knobs.structure_loss)
     tunings, running = {}, []
     for member in family:
         tunings[member.name] = tune(
-            member.bundle.folder, cases, tolerance, overlaps=knobs["overlaps"], progress=say
+            member.bundle.folder, cases, tolerance, overlaps=knobs.overlaps, progress=say
         )
         choice = Setting.from_json(tunings[member.name]["choice"], member.name)
         running += [
@@ -152,8 +152,10 @@ def operations(family: list[families.Contender]) -> dict[str, Any]:
 
 def brain_scan(task: str, path: Path) -> Path:
     """A 1 mm scan of the field of view of :data:`BRAIN`: the middle of a simulated one, or made up."""
-    for stored in sorted(Path("data/sites", task).glob("*/images/*")):
-        volume = turned(read_volume(stored), "RAS")
+    for stored in visible(
+        path for site in subfolders(Path("data/sites", task)) for path in (site / "images").glob("*")
+    ):
+        volume = reoriented(read_volume(stored), "RAS")
         spare = np.array(volume.array.shape) - BRAIN
         if np.allclose(volume.spacing_mm, 1.0, atol=0.01) and spare.min() >= 0:
             start = [spare[0] // 2, spare[1] // 2, spare[2]]  # the neck goes

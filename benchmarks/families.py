@@ -4,16 +4,14 @@ Time and memory don't depend on the weights' values, so the paper's scale can be
 Accuracy can't: that is what the trained family is for.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from segdistill.interop.exporting import export_nnunet
-from segdistill.network.architecture import Architecture, Norm
+from segdistill.network.architecture import Architecture, NetworkKnobs, Norm
 from segdistill.network.export import activations, export_onnx
 from segdistill.network.model import read_model, write_model
 from segdistill.network.quantise import quantise
@@ -23,14 +21,15 @@ from segdistill.runtime.plan import Normalisation, Plan, Structure
 
 WIDTHS = {"teacher": 1.0, "student-x2": 0.5, "student-x4": 0.25, "student-x8": 0.125}
 # nnU-Net's own 3d_fullres for brains of this size, with windows of 128 voxels.
-KNOBS: Mapping[str, Any] = {
-    "base_channels": 32,
-    "max_channels": 320,
-    "stages": 6,
-    "stem_stride": 1,
-    "min_channels": 4,
-    "deep_supervision": 4,
-}
+KNOBS = NetworkKnobs(
+    base_channels=32,
+    max_channels=320,
+    stages=6,
+    stem_stride=1,
+    norm="instance",
+    min_channels=4,
+    deep_supervision=4,
+)
 PLAN = Plan(
     task="brain_mri",
     modality="mri",
@@ -75,7 +74,7 @@ def make(folder: Path, norm: Norm) -> list[Contender]:
     members = []
     for name, width in WIDTHS.items():
         torch.manual_seed(0)
-        architecture = Architecture.scaled({**KNOBS, "norm": norm}, width, plan.channels_out)
+        architecture = Architecture.scaled(replace(KNOBS, norm=norm), width, plan.channels_out)
         network = UNet(architecture).eval()
         write_model(folder / name, network, plan, name=name, role="teacher", width=width, training={})
         onnx, int8 = folder / f"{name}.onnx", folder / f"{name}.int8.onnx"

@@ -8,13 +8,11 @@ thread takes from the cores all the same, both sides measured in one run, on an 
 
 import argparse
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
+from pipelines.params import Params, read_params
 from pipelines.train import make_job
 from segdistill.network.architecture import Architecture
 from segdistill.network.unet import UNet
@@ -35,7 +33,7 @@ def main() -> None:
     parser.add_argument("--task", default="brain_mri", help="whose prepared cases are there")
     task = parser.parse_args().task
     own = Path("tasks") / task / "params.yaml"
-    params = yaml.safe_load((own if own.exists() else Path("params.yaml")).read_text())
+    params = read_params(own if own.exists() else Path("params.yaml"))
     print("| member | patches | drawing, CPU s a step | training, CPU s a step | drawing's share |")
     print("|---|---|--:|--:|--:|")
     for name, job in _jobs(params, task).items():
@@ -44,9 +42,9 @@ def main() -> None:
         sampler = PatchSampler(
             training_cases(job),
             plan,
-            batch_size=job.training["batch_size"],
-            foreground_share=job.training["foreground_share"],
-            flip_left_right=job.training["flip_left_right"],
+            batch_size=job.training.batch_size,
+            foreground_share=job.training.foreground_share,
+            flip_left_right=job.training.flip_left_right,
             seed=job.seed,
             small=small,
         )
@@ -58,7 +56,7 @@ def main() -> None:
             print(f"| {name} | {shape} | {drawing:.3f} | {training:.3f} | {share:.1%} |", flush=True)
 
 
-def _jobs(params: Mapping[str, Any], task: str) -> dict[str, Job]:
+def _jobs(params: Params, task: str) -> dict[str, Job]:
     """The trainings of teacher and students, by name."""
     places = {"plan": Path("models") / task / "plan.json", "data": Path("data/prepared") / task}
     taught = {
@@ -66,7 +64,7 @@ def _jobs(params: Mapping[str, Any], task: str) -> dict[str, Job]:
         "soft_labels": Path("data/soft_labels") / task,
     }
     jobs = {"teacher": make_job(params, "teacher", None, name="teacher", **places)}
-    for key in params["students"]:
+    for key in params.students:
         name = f"student-{key}"
         jobs[name] = make_job(params, "student", key, name=name, **places, **taught)
     return jobs
@@ -89,16 +87,16 @@ def _train(job: Job, plan: Plan, batches: list[Batch]) -> float:
     knobs = job.training
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    half = knobs["precision"] == "bf16" and has_bf16(torch.device("cpu"))
+    half = knobs.precision == "bf16" and has_bf16(torch.device("cpu"))
     began = 0.0
     for number, batch in enumerate(batches):
         if number == _SETTLE:
             began = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             levels = network(batch.image)
-        loss = supervised_loss(levels, batch.label, knobs["dice_weight"], knobs["ce_weight"])
+        loss = supervised_loss(levels, batch.label, knobs.dice_weight, knobs.ce_weight)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return (time.process_time() - began) / (len(batches) - _SETTLE)
 

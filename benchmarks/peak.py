@@ -80,7 +80,7 @@ def _products(path: Path) -> None:
     onnx.save(model, path)
 
 
-class _Sample(CalibrationDataReader):
+class _Sample(CalibrationDataReader):  # type: ignore[misc]
     """One random input."""
 
     def __init__(self) -> None:

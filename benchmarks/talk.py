@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def answer(segment: Callable[[str, str], dict | None]) -> None:
+def answer(segment: Callable[[str, str], dict[str, Any] | None]) -> None:
     """Segment what standard input names until it ends; one line of JSON each on standard output."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -9,11 +9,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.talk import answer
 
 
-def ours(bundle: str, setting: str) -> Callable[[str, str], dict]:
+def ours(bundle: str, setting: str) -> Callable[[str, str], dict[str, Any]]:
     """The runtime; steps are (wall, CPU) seconds."""
     from segdistill.runtime.bundle import Bundle
     from segdistill.runtime.segment import Segmentator

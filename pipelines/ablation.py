@@ -2,23 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from pipelines.params import STEPS_FACTOR, AblationKnobs, Params, Row, read_params, read_studies
+from pipelines.stage import run_stage
 from pipelines.train import make_job
 from segdistill.evaluation import plots
 from segdistill.evaluation.score import write_table
-from segdistill.files import SegdistillError, write_json
+from segdistill.files import write_json
 from segdistill.studies.ablation import Run, summarise
 from segdistill.studies.runs import Outcome, run_all
 from segdistill.training.job import Job
 
-#: Knob of a row: a row without a teacher beside it may take as long as one with.
-STEPS_FACTOR = "steps_factor"
 _SHARES = ("data_share", "teacher_share", "student_share")
 
 
@@ -30,13 +29,13 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of prepared cases")
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--study", type=Path, default=Path("studies/params.yaml"))
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     arguments = parser.parse_args()
-    params = yaml.safe_load(arguments.params.read_text())
-    study = yaml.safe_load(arguments.study.read_text())["ablation"]
+    params = read_params(arguments.params)
+    study = read_studies(arguments.study).ablation
     wanted = study_jobs(
         params,
         study,
@@ -47,21 +46,18 @@ def main() -> None:
     )
     outcomes = run_all(
         list(wanted.values()),
-        arguments.runs,
+        arguments.runs / params.task / "ablation",
         workers=arguments.workers,
         progress=lambda line: print(f"ablation: {line}", file=sys.stderr, flush=True),
     )
     runs = [Run(*key, outcome) for key, outcome in zip(wanted, outcomes, strict=True)]
-    summary = summarise(runs, list(study["rows"])) | {
-        "task": params["task"],
-        "steps": {width: own["steps"] for width, own in study["widths"].items()},
-        "settings": {
-            row: None if own is None else study["distillation"] | own
-            for row, own in study["rows"].items()
-        },
+    summary = summarise(runs, list(study.rows)) | {
+        "task": params.task,
+        "steps": {width: own.steps for width, own in study.widths.items()},
+        "settings": {row: _settings(own) for row, own in study.rows.items()},
     }
     table = pd.DataFrame([_row(run) for run in runs])
-    decimals = {name: 5 for name in table if str(name).startswith("dice")}
+    decimals = {name: 5 for name in map(str, table) if name.startswith("dice")}
     write_table(
         arguments.out / "ablation.csv",
         table,
@@ -75,8 +71,8 @@ def main() -> None:
 
 
 def study_jobs(
-    params: Mapping[str, Any],
-    study: Mapping[str, Any],
+    params: Params,
+    study: AblationKnobs,
     *,
     teacher: Path,
     soft_labels: Path,
@@ -86,10 +82,8 @@ def study_jobs(
     """The trainings of the study by (row, width, seed).
 
     Args:
-        params: of params.yaml.
-        study: ``ablation`` of studies/params.yaml. A row of null has no teacher; any other one holds
-            what it changes of the study's ``distillation``, and by :data:`STEPS_FACTOR` how many times
-            as many steps it takes as the others.
+        params: the task's knobs.
+        study: the study's.
         teacher: folder of the teacher's model.
         soft_labels: folder of the teacher's soft labels, which the rows that need them are given.
         plan: plan.json.
@@ -97,31 +91,36 @@ def study_jobs(
     """
     jobs = {}
     # One seed after the other: an interrupted study has whole comparisons first.
-    for seed in study["seeds"]:
-        for width, own in study["widths"].items():
-            for row, changes in study["rows"].items():
-                changed = dict(changes or {})
-                steps = round(own["steps"] * changed.pop(STEPS_FACTOR, 1))
-                distillation = study["distillation"] | changed
-                needed = distillation["teaching"] == "stored" and distillation["logit_weight"] > 0
-                jobs[row, width, seed] = make_job(
-                    {
-                        **params,
-                        "seed": seed,
-                        "students": {width: own | {"steps": steps}},
-                        "distillation": distillation,
+    for seed in study.seeds:
+        for width, own in study.widths.items():
+            for name, row in study.rows.items():
+                steps, taught = round(own.steps * row.steps_factor), row.distillation
+                jobs[name, width, seed] = make_job(
+                    replace(
+                        params,
+                        seed=seed,
+                        students={width: replace(own, steps=steps)},
+                        distillation=taught or params.distillation,
                         # Only the end is looked at.
-                        "training": params["training"] | {"validate_steps": steps},
-                    },
-                    "control" if changes is None else "student",
+                        training=replace(params.training, validate_steps=steps),
+                    ),
+                    "student" if taught else "control",
                     width,
-                    name=f"{row}-{width}-{seed}",
+                    name=f"{name}-{width}-{seed}",
                     plan=plan,
                     data=data,
-                    teacher=None if changes is None else teacher,
-                    soft_labels=soft_labels if changes is not None and needed else None,
+                    teacher=teacher if taught else None,
+                    soft_labels=soft_labels if taught and taught.needs_soft_labels else None,
                 )
     return jobs
+
+
+def _settings(row: Row) -> dict[str, Any] | None:
+    """What ``ablation.json`` says of a row."""
+    if row.distillation is None:
+        return None
+    longer = {} if row.steps_factor == 1 else {STEPS_FACTOR: row.steps_factor}
+    return asdict(row.distillation) | longer
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -139,7 +138,4 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

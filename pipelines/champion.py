@@ -1,15 +1,15 @@
 """Stage ``champion``: which version the alias stands for, in a receipt that packaging depends on."""
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
-from segdistill.files import SegdistillError, write_json
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.files import write_json
 from segdistill.registry.champion import aliases, resolve
 from segdistill.registry.register import model_name
+from segdistill.shown import repro
 
 
 def main() -> None:
@@ -19,14 +19,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load((arguments.root / arguments.params).read_text())
-    task, alias = params["task"], params["registry"]["alias"]
+    params = read_params(arguments.root / arguments.params)
+    task, alias = params.task, params.registry.alias
     if not aliases(arguments.root, task):
         write_json(arguments.out, {"version": None})
         print(
             f"champion: nobody has promoted yet. 'make ui': Model training > Model registry > "
             f"{model_name(task)} > a version > Aliases > Add > {alias} > Save aliases;\n"
-            "champion: or 'segdistill promote student-x4 --reason ...'. Then 'dvc repro'."
+            f"champion: or 'segdistill promote VERSION --task {task} --reason ...'. "
+            f"Then '{repro(arguments.root, task, 'package')}'."
         )
         return
     champion = resolve(arguments.root, task, alias)
@@ -37,7 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
+from pipelines.params import read_params
+from pipelines.stage import run_stage
 from segdistill.evaluation.evaluate import Settings, evaluate
-from segdistill.files import SegdistillError
 
 
 def main() -> None:
@@ -18,27 +18,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(arguments.params.read_text())
+    params = read_params(arguments.params)
     table = evaluate(
         arguments.bundles,
         arguments.sites,
         arguments.out,
-        params["task"],
-        Settings(**params["evaluation"], seed=params["seed"]),
+        params.task,
+        Settings(**asdict(params.evaluation), seed=params.seed),
         progress=lambda line: print(f"evaluate: {line}", file=sys.stderr, flush=True),
     )
     for row in table:
-        unseen = row["dice_unseen_site"]
+        held_out = row.dice_held_out_site
         print(
-            f"{row['name']:<12} Dice {row['dice']:.4f}"
-            + (f" (held-out site {unseen:.4f})" if unseen is not None else "")
-            + f", retention {row['retention']:.2%}, {row['parameters']:,} parameters, "
-            f"{row['cpu_seconds']:.2f} CPU s a scan"
+            f"{row.name:<12} Dice {row.dice:.4f}"
+            + (f" (held-out site {held_out:.4f})" if held_out is not None else "")
+            + (f", retention {row.retention:.2%}" if row.retention is not None else "")
+            + f", {row.parameters:,} parameters, "
+            f"{row.cpu_seconds:.2f} CPU s a scan"
         )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -5,10 +5,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 import segdistill
-from segdistill.files import SegdistillError, atomic_folder
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.files import SegdistillError, atomic_folder, subfolders
 from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import MODEL_JSON, Model, TorchBackend, read_model
 from segdistill.network.quantise import quantise
@@ -34,18 +35,18 @@ def main() -> None:
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
-    params = yaml.safe_load(args.params.read_text())
+    params = read_params(args.params)
     plan = Plan.read(args.models / "plan.json")
-    cases = read_cases(args.data, "val")[: params["export"]["parity_cases"]]
+    cases = read_cases(args.data, "val")[: params.export.parity_cases]
     training = read_cases(args.data, "train", unlabelled=True)
-    count = params["export"]["calibration_cases"]
+    count = params.export.calibration_cases
     calibration = training[:: max(1, len(training) // count)][:count]
     names = (
-        sorted(card.parent.name for card in args.models.glob(f"*/{MODEL_JSON}"))
+        [path.name for path in subfolders(args.models) if (path / MODEL_JSON).is_file()]
         if args.all
         else [
             "teacher",
-            *(f"{role}-{key}" for key in params["students"] for role in ("student", "control")),
+            *(f"{role}-{key}" for key in params.students for role in ("student", "control")),
         ]
     )
     with atomic_folder(args.out) as partial:
@@ -58,7 +59,7 @@ def main() -> None:
                 cases,
                 [] if model.role == "control" else calibration,
                 partial / name,
-                params["export"]["parity_min"],
+                params.export.parity_min,
             )
             print(
                 f"{args.out / name}: {model.parameters:,} parameters, agrees with torch on {share:.4%}"
@@ -112,4 +113,4 @@ def _export(
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

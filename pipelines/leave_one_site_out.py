@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
+from pipelines.params import read_params
+from pipelines.stage import run_stage
 from segdistill.evaluation.members import read_members, read_test_set
 from segdistill.evaluation.score import DECIMALS, make_scorecard, read_scorecard, write_table
-from segdistill.files import SegdistillError, write_json
+from segdistill.files import write_json
 from segdistill.studies.leave_one_out import both, only_site, summarise
 
 
@@ -22,12 +22,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for SITE.csv and SITE.json")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(arguments.params.read_text())
+    params = read_params(arguments.params)
     family = read_members(arguments.bundles)
     card = make_scorecard(
         family,
         only_site(read_test_set(arguments.sites), arguments.site),
-        params["evaluation"]["nsd_tolerance_mm"],
+        params.evaluation.nsd_tolerance_mm,
         progress=lambda line: print(f"leave_one_site_out: {line}", file=sys.stderr, flush=True),
     )
     table = arguments.out / f"{arguments.site}.csv"
@@ -39,8 +39,8 @@ def main() -> None:
         pairs,
         family,
         site=arguments.site,
-        confidence=params["evaluation"]["confidence"],
-        seed=params["seed"],
+        confidence=params.evaluation.confidence,
+        seed=params.seed,
     )
     write_json(arguments.out / f"{arguments.site}.json", summary)
     for row in summary["members"]:
@@ -51,7 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

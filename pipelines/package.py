@@ -1,12 +1,11 @@
 """Stage ``package``: the bento of exactly the version that was promoted."""
 
 import argparse
-import sys
 from pathlib import Path
 
-import yaml
-
-from segdistill.files import SegdistillError, read_json, write_json
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.files import read_json, write_json
 from serving.packaging.bento import check_receipt, package
 
 
@@ -19,7 +18,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    settings = yaml.safe_load((arguments.root / arguments.params).read_text())["serving"]
+    settings = read_params(arguments.root / arguments.params).serving
     promoted = check_receipt(read_json(arguments.champion), arguments.champion)
     if promoted is None:
         write_json(arguments.out, {"bento": None})
@@ -28,8 +27,8 @@ def main() -> None:
     packaged = package(
         arguments.root,
         promoted,
-        threads=settings["threads"],
-        max_body_mb=settings["max_body_mb"],
+        threads=settings.threads,
+        max_body_mb=settings.max_body_mb,
         tuning=arguments.tuning,
     )
     write_json(arguments.out, packaged.to_json())
@@ -38,7 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -4,10 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
-from segdistill.files import SegdistillError
-from segdistill.interop.ready import ready_plan
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.interop.ready_plan import ready_plan
 from segdistill.sites.manifest import read_sites
 from segdistill.sites.prepare import hold_out, make_plan, prepare
 
@@ -21,20 +20,19 @@ def main() -> None:
     parser.add_argument("--hold-out", metavar="SITE", help="leave this site out of training, too")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(arguments.params.read_text())
+    params = read_params(arguments.params)
     sites = list(read_sites(arguments.sites))
     if arguments.hold_out:
         sites = hold_out(sites, arguments.hold_out)
-    network, ready = params["network"], params["teacher"]["ready"]
-    if ready:
-        plan = ready_plan(Path(ready), [site for _, site in sites], params["task"])
+    if params.teacher.folder:
+        plan = ready_plan(params.teacher.folder, [site for _, site in sites], params.task)
     else:
         plan = make_plan(
             sites,
-            params["plan"],
-            task=params["task"],
-            stem_stride=network["stem_stride"],
-            stages=network["stages"],
+            params.plan,
+            task=params.task,
+            stem_stride=params.network.stem_stride,
+            stages=params.network.stages,
         )
 
     def progress(done: int, total: int) -> None:
@@ -52,7 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -1,12 +1,11 @@
 """Stage ``register``: every bundle that isn't in the registry yet, with its figures and its card."""
 
 import argparse
-import sys
 from pathlib import Path
 
-import yaml
-
-from segdistill.files import SegdistillError, write_json
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.files import write_json
 from segdistill.registry.register import model_name, register_family
 
 
@@ -17,7 +16,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    task = yaml.safe_load((arguments.root / arguments.params).read_text())["task"]
+    task = read_params(arguments.root / arguments.params).task
     done = register_family(arguments.root, task)
     write_json(
         arguments.out,
@@ -28,7 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

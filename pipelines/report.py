@@ -1,11 +1,10 @@
 """Stage ``report``: one page of what evaluation, trainings and studies left in the reports."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from pipelines.stage import run_stage
 from segdistill.evaluation.report import write_report
-from segdistill.files import SegdistillError
 
 
 def main() -> None:
@@ -19,7 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

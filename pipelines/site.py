@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
+from pipelines.params import read_params
+from pipelines.stage import run_stage
 from segdistill.files import SegdistillError
 from segdistill.simulation.anatomy import read_anatomy
-from segdistill.simulation.simulate import modality_of, simulate_site
+from segdistill.simulation.simulate import simulate_site
 
 
 def main() -> None:
@@ -19,10 +19,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    params = yaml.safe_load(arguments.params.read_text())
-    if arguments.name not in params["sites"]:
+    params = read_params(arguments.params)
+    if arguments.name not in params.sites:
         raise SegdistillError(
-            f"{arguments.params}: no site {arguments.name!r}; it has {', '.join(params['sites'])}."
+            f"{arguments.params}: no site {arguments.name!r} under 'sites'. "
+            f"Take one that is there: {', '.join(params.sites) or 'there is none'}."
         )
 
     def progress(done: int, total: int) -> None:
@@ -33,15 +34,13 @@ def main() -> None:
             flush=True,
         )
 
-    anatomy = read_anatomy(arguments.anatomy)
-    kind, where = modality_of(anatomy), f"{arguments.params}: "
     site = simulate_site(
-        anatomy,
+        read_anatomy(arguments.anatomy),
         arguments.name,
-        kind.site.from_params(params["sites"][arguments.name], f"{where}sites.{arguments.name}"),
-        kind.people.from_params(params["cohort"], f"{where}cohort"),
-        task=params["task"],
-        seed=params["seed"],
+        params.sites[arguments.name],
+        params.cohort,
+        task=params.task,
+        seed=params.seed,
         out=arguments.out,
         progress=progress,
     )
@@ -51,7 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

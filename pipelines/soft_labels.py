@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from segdistill.files import SegdistillError
+from pipelines.stage import run_stage
 from segdistill.network.model import read_model
 from segdistill.runtime.plan import Plan
 from segdistill.training.distillation.soft_labels import write_soft_labels
@@ -35,7 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -3,15 +3,15 @@
 import argparse
 import csv
 import io
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from pipelines.params import Params, StudentKnobs, read_params
+from pipelines.stage import run_stage
 from segdistill.files import atomic_path, read_json
 from segdistill.interop.ready import ready_network, take_teacher
 from segdistill.network.model import MODEL_JSON, Role, write_model
+from segdistill.registry.commit import commit_of
 from segdistill.registry.store import end_run, open_store, start_run
 from segdistill.runtime.plan import Plan
 from segdistill.training.job import Job
@@ -33,10 +33,10 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="in this process, without Ray")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     args = parser.parse_args()
-    params = yaml.safe_load(args.params.read_text())
-    ready = params["teacher"]["ready"]
+    params = read_params(args.params)
+    ready = params.teacher.folder
     if ready and args.role == "teacher":
-        model = take_teacher(Path(ready), Plan.read(args.plan), args.out)
+        model = take_teacher(ready, Plan.read(args.plan), args.out)
         with atomic_path(args.curves) as partial:
             partial.write_text("step,loss\n")  # a curve without a point: nothing was trained here
         print(f"{args.out}: {model.name}, {model.parameters:,} parameters, imported from {ready}")
@@ -55,25 +55,27 @@ def main() -> None:
     )
     places = dict.fromkeys(("plan", "data", "teacher", "soft_labels", "tracking"))
     record = {key: value for key, value in (job.to_json() | places).items() if value is not None}
+    record["network"] = {key: value for key, value in record["network"].items() if value != ()}
+    record["git_commit"] = commit_of(Path.cwd())
     if args.teacher:
         record["teacher_sha256"] = read_json(args.teacher / MODEL_JSON)["weights_sha256"]
 
     store = open_store(Path.cwd())
     run_id = start_run(
         store,
-        f"{params['task']}/{run_name}",
+        f"{params.task}/{run_name}",
         params={
             f"{part}.{key}": value
             for part in ("network", "training", "distillation")
-            for key, value in record[part].items()
+            for key, value in record.get(part, {}).items()
         }
         | {"width": job.width, "steps": job.steps, "learning_rate": job.learning_rate, "seed": job.seed},
-        tags={"task": params["task"], "role": job.role},
+        tags={"task": params.task, "role": job.role},
         key=job.digest(),
     )
-    job = Job(**(job.to_json() | {"tracking": {"uri": store.uri, "run_id": run_id}}))
+    job = replace(job, tracking={"uri": store.uri, "run_id": run_id})
     try:
-        network, history = (run_here if args.here else run)(job, Path("runs"))
+        network, history = (run_here if args.here else run)(job, Path("runs") / params.task)
     except BaseException:
         end_run(store, run_id, "FAILED")
         raise
@@ -97,7 +99,7 @@ def main() -> None:
 
 
 def make_job(
-    params: Mapping[str, Any],
+    params: Params,
     role: Role,
     key: str | None,
     *,
@@ -110,7 +112,7 @@ def make_job(
     """The training of one family member as params.yaml describes it.
 
     Args:
-        params: of params.yaml.
+        params: the task's knobs.
         role: ``teacher``, ``student`` or ``control``.
         key: name of the student in params.yaml, e.g. ``x4``; None for the teacher.
         name: of the member, e.g. ``student-x4``.
@@ -119,24 +121,24 @@ def make_job(
         teacher: folder of the teacher's model, for a student.
         soft_labels: folder of the teacher's soft labels, for a student.
     """
-    own = params["teacher"] if role == "teacher" else params["students"][key]
-    ready = params["teacher"]["ready"]
+    own = params.teacher if role == "teacher" else params.student(key)
+    ready = params.teacher.folder
     return Job(
         name=name,
         role=role,
-        width=float(own.get("width", 1.0)),
-        steps=own["steps"],
-        learning_rate=own["learning_rate"],
-        seed=params["seed"],
+        width=own.width if isinstance(own, StudentKnobs) else 1.0,
+        steps=own.steps,
+        learning_rate=own.learning_rate,
+        seed=params.seed,
         plan=str(plan.resolve()),
         data=str(data.resolve()),
         teacher=str(teacher.resolve()) if teacher else None,
         soft_labels=str(soft_labels.resolve()) if soft_labels else None,
-        network=ready_network(Path(ready), params["network"]) if ready else params["network"],
-        training=params["training"],
-        distillation=params["distillation"] if role == "student" else {},
+        network=ready_network(ready, params.network) if ready else params.network,
+        training=params.training,
+        distillation=params.distillation if role == "student" else None,
     )
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -5,9 +5,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
-from segdistill.files import SegdistillError, read_json, write_json
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.files import read_json, write_json
 from segdistill.registry.champion import fetch_bundle
 from segdistill.runtime.setting import Setting
 from segdistill.sites.manifest import read_sites, take_turns
@@ -25,9 +25,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="tuning to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
-    knobs = yaml.safe_load((arguments.root / arguments.params).read_text())["tuning"]
+    knobs = read_params(arguments.root / arguments.params).tuning
     promoted = check_receipt(read_json(arguments.champion), arguments.champion)
-    cases = validation_cases(arguments.sites, knobs["cases"])
+    cases = validation_cases(arguments.sites, knobs.cases)
     if promoted is None or not cases:
         write_json(arguments.out, {"choice": None})
         why = "nobody has promoted yet" if promoted is None else "no site has a validation case"
@@ -39,8 +39,8 @@ def main() -> None:
         tuning = tune(
             bundle,
             cases,
-            Tolerance(knobs["mean_loss"], knobs["structure_loss"]),
-            overlaps=knobs["overlaps"],
+            Tolerance(knobs.mean_loss, knobs.structure_loss),
+            overlaps=knobs.overlaps,
             progress=lambda line: print(f"tune: {line}", file=sys.stderr, flush=True),
         )
     write_json(arguments.out, tuning)
@@ -63,7 +63,4 @@ def validation_cases(sites: Path, count: int) -> list[TuningCase]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from segdistill.files import SegdistillError, read_json
+from pipelines.stage import run_stage
+from segdistill.files import read_json
 
 
 def main() -> None:
@@ -34,7 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

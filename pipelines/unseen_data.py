@@ -1,10 +1,9 @@
 """Stage ``unseen_data``: fetch the real scans that no training sees, and label their references."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from segdistill.files import SegdistillError
+from pipelines.stage import run_stage
 from segdistill.sites.unseen import make_unseen
 
 
@@ -22,7 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

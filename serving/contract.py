@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from segdistill.files import SegdistillError, read_json
+from segdistill.files import SegdistillError, read_json, subfolders
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.setting import Setting
 from segdistill.tuning.choice import chosen
@@ -124,8 +124,10 @@ def verified(served: Served, folder: Path) -> Bundle:
 
 
 def _receipt(root: Path) -> Path:
-    found = {path.parent.name: path for path in sorted(root.glob("registry/*/bento.json"))}
-    packaged = {task: path for task, path in found.items() if read_json(path).get("bento")}
+    found = {path.name: path / "bento.json" for path in subfolders(root / "registry")}
+    packaged = {
+        task: path for task, path in found.items() if path.is_file() and read_json(path).get("bento")
+    }
     wanted = os.environ.get("SEGDISTILL_TASK")
     if wanted:
         packaged = {task: path for task, path in packaged.items() if task == wanted}

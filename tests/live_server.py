@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segdistill import telemetry
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -61,7 +63,7 @@ def watched(folder: Path, **changes: str) -> dict[str, str]:
     site.mkdir(parents=True, exist_ok=True)
     (site / "sitecustomize.py").write_text(_WATCH)
     (folder / "talk.log").touch()
-    switches = ("BENTOML_DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "BENTOML_HOME")
+    switches = {*telemetry.OFF, "BENTOML_HOME"}
     env = {name: value for name, value in os.environ.items() if name not in switches}
     env |= {
         "PYTHONPATH": os.pathsep.join(map(str, (site, ROOT, ROOT / "platform"))),

@@ -1,43 +1,41 @@
 """A root with a small made-up family, as the pipeline leaves it before it is registered."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from segdistill.files import write_json
+from segdistill.family import Figures, Role, write_family
 from segdistill.sites.manifest import Case, Site
+from tests.figures import TEACHER, VERDICT
+from tests.knobs import write_params
 from tests.onnx_models import ball_file, threshold_bundle
 
 TASK = "brain_mri"
-MEMBERS = (
+MEMBERS: tuple[tuple[str, Role, float, float], ...] = (
     ("teacher", "teacher", 1.0, 120.0),
     ("student-x4", "student", 0.25, 100.0),
     ("control-x4", "control", 0.25, 80.0),
 )
 
 
-def row(name: str, role: str, width: float, dice: float = 0.9) -> dict[str, Any]:
+def row(name: str, role: Role, width: float, dice: float = 0.9) -> Figures:
     """A row of family.json."""
-    return {
-        "name": name,
-        "role": role,
-        "width": width,
-        "parameters": int(1e6 * width**2),
-        "macs": int(1e9 * width**2),
-        "dice": dice,
-        "dice_unseen_site": dice - 0.05,
-        "nsd": 0.93,
-        "hd95_mm": 2.5,
-        "retention": dice / 0.9,
-        "cpu_seconds": 4.0 * width,
-        "peak_rss_mb": 400.0,
-        "retention_low": dice / 0.9 - 0.001 if role == "student" else None,
-        "margin": 0.013 if role == "student" else None,
-        "confidence": 0.95 if role == "student" else None,
-        "non_inferior": True if role == "student" else None,
-        "beats_control": True if role == "student" else None,
-    }
+    return replace(
+        TEACHER,
+        name=name,
+        role=role,
+        width=width,
+        parameters=int(1e6 * width**2),
+        macs=int(1e9 * width**2),
+        dice=dice,
+        dice_held_out_site=dice - 0.05,
+        retention=dice / 0.9,
+        cpu_seconds=4.0 * width,
+        verdict=replace(VERDICT, retention_low=dice / 0.9 - 0.001, non_inferior=True)
+        if role == "student"
+        else None,
+    )
 
 
 def make_root(root: Path, max_body_mb: float = 1.0, tuning_cases: int = 0) -> Path:
@@ -49,7 +47,7 @@ def make_root(root: Path, max_body_mb: float = 1.0, tuning_cases: int = 0) -> Pa
             provenance={"name": name, "role": role, "width": width},
         )
     dices = {"teacher": 0.9, "student-x4": 0.89, "control-x4": 0.86}
-    write_json(
+    write_family(
         root / "reports" / TASK / "family.json",
         [row(name, role, width, dices[name]) for name, role, width, _ in MEMBERS],
     )
@@ -75,16 +73,10 @@ def make_root(root: Path, max_body_mb: float = 1.0, tuning_cases: int = 0) -> Pa
         },
     }
     (root / "dvc.lock").write_text(yaml.safe_dump(lock))
-    params = {
-        "task": TASK,
-        "registry": {"alias": "champion"},
-        "tuning": {
-            "cases": tuning_cases,
-            "mean_loss": 0.002,
-            "structure_loss": 0.005,
-            "overlaps": [],
-        },
-        "serving": {"threads": 1, "max_body_mb": max_body_mb},
-    }
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    write_params(
+        root / "params.yaml",
+        task=TASK,
+        tuning={"cases": tuning_cases, "mean_loss": 0.002, "structure_loss": 0.005, "overlaps": []},
+        serving={"threads": 1, "max_body_mb": max_body_mb},
+    )
     return root

@@ -1,6 +1,7 @@
 """The segdistill command, as a user runs it."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -65,7 +66,9 @@ def test_site_add_says_what_it_made_and_what_comes_next(tmp_path: Path) -> None:
     done = run("site", "add", "ward", "--from", source, "--split", "0.6,0.2,0.2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "site ward: 5 scans of 5 subjects (train 3, val 1, test 1), 0 without" in done.stdout
-    assert done.stdout.endswith("next:\n  dvc add data/sites/brain_mri/ward\n  dvc push\n")
+    assert done.stdout.endswith(
+        "next:\n  dvc add data/sites/brain_mri/ward\n  dvc push    # if you have set up a DVC remote\n"
+    )
     assert "5/5 scans" in done.stderr
     assert "patient" not in done.stdout + done.stderr
     assert (tmp_path / "data/sites/brain_mri/ward/manifest.json").is_file()
@@ -114,6 +117,19 @@ def test_wrong_options_are_told_in_plain_words(tmp_path: Path, words: list[str])
     assert done.stderr.count("\n") == 1
 
 
+def test_what_the_system_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+    """A place that can't be written is one line that names it and exit code 1, not a traceback."""
+    source = make_subjects(tmp_path / "subjects", count=1)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "data").write_text("a file where the folder of the sites belongs")
+    words = ["site", "add", "ward", "--from", str(source), "--held-out", "--root", str(root)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {root}/data")
+    assert "Not a directory" in done.stderr
+
+
 def _open_once_read(pipe: Path) -> int:
     """Open a pipe for writing as soon as somebody has it open for reading; the reader then waits."""
     give_up = time.monotonic() + 60
@@ -158,7 +174,9 @@ def test_the_printed_commands_version_the_site(tmp_path: Path) -> None:
     go("remote", "add", "-d", "store", str(tmp_path / "remote"))
     make_subjects(tmp_path / "subjects", count=2)
     done = run("site", "add", "ward", "--from", "subjects", folder=tmp_path)
-    commands = [line.split() for line in done.stdout.split("next:\n")[1].splitlines()]
+    commands = [
+        shlex.split(line, comments=True) for line in done.stdout.split("next:\n")[1].splitlines()
+    ]
     for program, *words in commands:
         assert program == "dvc"
         go(*words)

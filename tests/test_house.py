@@ -1,5 +1,6 @@
 """The house itself: names, knobs, documents, the lock and what CI prints."""
 
+import ast
 import os
 import re
 import subprocess
@@ -13,19 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from segdistill.files import SegdistillError
+from pipelines.params import read_params
+from segdistill import telemetry
 from segdistill.network.architecture import Architecture
-from tools.readme_table import (
-    END,
-    PAGES,
-    START,
-    comparison_lines,
-    family_lines,
-    real_scans_line,
-    results,
-    verdict_lines,
-    with_block,
-)
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -130,11 +121,13 @@ def test_paper_profile_has_the_papers_networks() -> None:
 
     from segdistill.network.unet import UNet, inference_parameters
 
+    paper = read_params(ROOT / "profiles" / "paper.yaml")
+
     def parameters(width: float) -> int:
         with torch.device("meta"):
-            return inference_parameters(UNet(Architecture.scaled(PAPER["network"], width, 11)))
+            return inference_parameters(UNet(Architecture.scaled(paper.network, width, 11)))
 
-    teacher, student = parameters(1.0), parameters(PAPER["students"]["x4"]["width"])
+    teacher, student = parameters(1.0), parameters(paper.students["x4"].width)
     assert teacher == pytest.approx(31e6, rel=0.02)
     assert 1 - student / teacher == pytest.approx(0.9375, abs=0.001)
 
@@ -260,6 +253,14 @@ def _anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_document_is_listed() -> None:
+    """docs/README.md has a line for each page beside it."""
+    listed = re.findall(r"^- \[([\w.]+)\]", (ROOT / "docs" / "README.md").read_text(), re.M)
+    assert sorted(listed) == sorted(
+        path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"
+    )
+
+
 def test_links_in_documents_exist() -> None:
     """Every link inside the repository leads to a file that is there, and to a heading in it."""
     broken, seen = [], 0
@@ -288,124 +289,6 @@ def test_nothing_of_a_workplace_is_tracked() -> None:
     assert not named
 
 
-TEACHER = {
-    "name": "teacher",
-    "role": "teacher",
-    "parameters": 5_000_000,
-    "dice": 0.8875,
-    "dice_unseen_site": 0.75,
-    "nsd": 0.9,
-    "hd95_mm": 2.345,
-    "retention": 1.0,
-    "cpu_seconds": 4.0,
-}
-STUDENT = {
-    **TEACHER,
-    "name": "student-x4",
-    "role": "student",
-    "parameters": 312_500,
-    "dice_unseen_site": None,
-    "retention": 0.98765,
-    "retention_low": 0.98012,
-    "non_inferior": False,
-    "worst_structure": "basal_ganglia",
-    "worst_structure_loss": 0.0321,
-    "worst_site": "site_c",
-    "worst_site_loss": 0.0154,
-    "cpu_seconds": 1.0,
-}
-CONTROL = {**STUDENT, "name": "control-x4", "role": "control"}
-PAIR = {
-    "name": "student-x4",
-    "against": "control-x4",
-    "metric": "dice",
-    "sites": "seen",
-    "subjects": 10,
-    "difference": 0.01234,
-    "low": 0.004,
-    "high": 0.02,
-    "confidence": 0.95,
-    "p_value": 0.0039,
-    "better": 9,
-}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_blocks_of_results_are_the_evaluations(page: Path) -> None:
-    """The results in the README and in the page of the CT are those that the committed reports give."""
-    own_run = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "reports"], cwd=ROOT, check=False)
-    if own_run.returncode:
-        pytest.skip("reports/ holds another run than the committed one")
-    text = (ROOT / page).read_text()
-    task = yaml.safe_load((ROOT / PAGES[page]).read_text())["task"]
-    assert with_block(text, results(ROOT / "reports" / task)) == text
-
-
-def test_readme_table_shows_what_is_saved() -> None:
-    """The table has every member's figures, what it saves of the teacher's, and none where none is."""
-    lines = family_lines([TEACHER, STUDENT])
-    assert "| teacher | 5,000,000 | 0.8875 | 0.7500 | 0.9000 | 2.35 | 100.00% | 4.00 |" in lines
-    saved = "| student-x4 | 312,500 (-93.8%) | 0.8875 | none | 0.9000 | 2.35 | 98.77% | 1.00 (-75.0%) |"
-    assert saved in lines
-
-
-def test_readme_says_what_distillation_added() -> None:
-    """Each student stands against its control on seen sites only, with interval, test and wins."""
-    others = [{**PAIR, "sites": "unseen"}, {**PAIR, "against": "teacher"}, {**PAIR, "metric": "hd95_mm"}]
-    assert comparison_lines([TEACHER, STUDENT, CONTROL], [*others, PAIR]) == [
-        "- student-x4 minus control-x4, paired: +0.0123 Dice (95% interval +0.0040 to +0.0200, "
-        "Wilcoxon p = 0.0039); higher on 9 of 10 subjects"
-    ]
-
-
-def test_readme_says_where_a_student_fails() -> None:
-    """Whether it is shown to be as good as the teacher, and its worst structure and site."""
-    apart = {**PAIR, "against": "teacher", "sites": "unseen"}
-    apart |= {"ratio": 0.98848, "ratio_low": 0.97737, "ratio_high": 0.99262}
-    (line,) = verdict_lines([TEACHER, STUDENT, CONTROL], [PAIR, apart])
-    assert line == (
-        "- student-x4: not shown to be non-inferior to the teacher on the seen sites "
-        "(retention at least 98.01% with the whole interval; 98.85% (97.74% to 99.26%) on the unseen "
-        "site); loses most in basal ganglia (-3.2 points) and on site_c (-1.5)"
-    )
-    (line,) = verdict_lines([TEACHER, {**STUDENT, "non_inferior": True}], [PAIR])
-    assert line.startswith("- student-x4: non-inferior to the teacher on the seen sites (")
-    assert "unseen" not in line
-    (line,) = verdict_lines([TEACHER, {**STUDENT, "retention_low": None}], [PAIR])
-    assert line.startswith(
-        "- student-x4: not shown to be non-inferior to the teacher on the seen sites "
-    )
-    assert "(retention without an interval)" in line
-
-
-def test_readme_tells_of_the_real_scans() -> None:
-    """One line has every member's Dice on the scans that no training saw."""
-    unseen = {
-        "cases": [{"case": "s1"}, {"case": "s2"}],
-        "models": [{"name": "teacher", "dice": 0.80862}, {"name": "student-x4", "dice": 0.79}],
-    }
-    assert real_scans_line(unseen) == (
-        "- Dice on real scans that no training saw (s1, s2): teacher 0.8086, student-x4 0.7900"
-    )
-
-
-def test_readme_block_replaces_only_itself() -> None:
-    """Writing the block keeps all around it, and writing it again changes nothing."""
-    text = f"before\n{START}\nold\n{END}\nafter\n"
-    once = with_block(text, family_lines([TEACHER]))
-    assert once.startswith("before\n")
-    assert once.endswith("\nafter\n")
-    assert "old" not in once
-    assert with_block(once, family_lines([TEACHER])) == once
-
-
-@pytest.mark.parametrize("text", ["no markers", END + START, START + END + START + END])
-def test_readme_block_needs_its_markers(text: str) -> None:
-    """A README without the two markers, once and in order, is refused and not guessed at."""
-    with pytest.raises(SegdistillError, match=r"README\.md"):
-        with_block(text, [])
-
-
 def _name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]).lower()
 
@@ -432,12 +315,74 @@ def test_a_stage_outside_the_environment_says_to_activate_it() -> None:
     assert ". .venv/bin/activate" in python.stderr
 
 
+def _declared(kind: str) -> set[str]:
+    """What pyproject.toml names: ``run``, ``dev``, or ``build``."""
+    body = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        "run": body["project"]["dependencies"],
+        "dev": body["project"]["optional-dependencies"]["dev"],
+        "build": body["build-system"]["requires"],
+    }
+    return {_name(requirement) for requirement in found[kind]}
+
+
 def test_lock_pins_what_the_code_needs() -> None:
-    """The lock pins every dependency that pyproject.toml names, and the tools that 'make test' runs."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    named = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    tools = ["pytest", "hypothesis", "ruff", "mypy", "import-linter", "pre-commit"]
-    assert {_name(requirement) for requirement in [*named, *tools]} <= _locked().keys()
+    """The lock pins every dependency that pyproject.toml names, those of the tests included."""
+    assert _declared("run") | _declared("dev") | _declared("build") <= _locked().keys()
+
+
+# Declared, and imported nowhere: programs and plug-ins.
+NOT_IMPORTED = {
+    "dvc": "run as a program by 'dvc repro'",
+    "uv": "run by 'bentoml build'",
+    "import-linter": "run as lint-imports",
+    "mypy": "run as a program",
+    "pre-commit": "run as a program",
+    "ruff": "run as a program",
+    "pytest-timeout": "a plug-in of pytest",
+    "pandas-stubs": "read by mypy",
+    "scipy-stubs": "read by mypy",
+    "types-psutil": "read by mypy",
+    "types-pyyaml": "read by mypy",
+}
+# Imported, and not of this environment: scripts that run in the one of the real nnU-Net.
+ELSEWHERE = {"nnunetv2"}
+
+
+def _imported(*folders: str) -> set[str]:
+    """The distributions that the code in these folders imports, by their normalised names."""
+    paths = [path for path in _tracked() if path.suffix == ".py"]
+    paths = [path for path in paths if path.relative_to(ROOT).parts[0] in folders]
+    own = {"segdistill", "pipelines", "serving", "tools", "benchmarks", "tests"}
+    own |= {path.stem for path in paths}  # scripts import their neighbours by name
+    tops = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                tops.add(node.module.partition(".")[0])
+    known = metadata.packages_distributions()
+    declared = _declared("run") | _declared("dev")
+    found = set()
+    for top in tops - own - ELSEWHERE - sys.stdlib_module_names:
+        names = {_name(name) for name in known.get(top, [top])}
+        found |= names & declared or names
+    return found
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Every package that the code imports is a dependency; what only tests import may be one of dev."""
+    code = _imported("platform", "pipelines", "serving", "tools", "benchmarks")
+    assert code <= _declared("run")
+    assert _imported("tests") <= _declared("run") | _declared("dev")
+
+
+def test_what_is_declared_is_used() -> None:
+    """Every dependency is imported, or its reason is given."""
+    used = _imported("platform", "pipelines", "serving", "tools", "benchmarks", "tests")
+    assert (_declared("run") | _declared("dev")) - used <= NOT_IMPORTED.keys()
+    assert NOT_IMPORTED.keys() <= _declared("run") | _declared("dev")
 
 
 def test_environment_is_the_lock() -> None:
@@ -484,3 +429,9 @@ def test_readme_names_targets_that_exist() -> None:
     used = {name for page in pages for name in re.findall(r"[`\n] ?make ([a-z-]+)", page.read_text())}
     assert used
     assert used <= targets
+
+
+def test_makefile_switches_off_the_same_telemetry() -> None:
+    """What 'make' exports against telemetry is what the code sets itself."""
+    exported = dict(re.findall(r"^export (\w+) := (.*)$", (ROOT / "Makefile").read_text(), re.M))
+    assert telemetry.OFF.items() <= exported.items()

@@ -13,25 +13,18 @@ from typing import IO, NoReturn
 
 import psutil
 
+from segdistill import telemetry
 from segdistill.files import SegdistillError
 
 #: Seconds that a program has to end by itself after an interrupt.
 PATIENCE_S = 30.0
-# Nothing that the platform starts reports its use to anybody.
-QUIET = {
-    "BENTOML_DO_NOT_TRACK": "True",
-    "DO_NOT_TRACK": "true",
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 def environment() -> dict[str, str]:
     """This process's environment, with this Python first in PATH and all telemetry off."""
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PATH")])])
-    return {**os.environ, **QUIET, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **telemetry.OFF, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def stop_politely() -> None:

@@ -11,10 +11,9 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from typing import Any
 import httpx
 import nibabel as nib
 import numpy as np
-import yaml
 
-from segdistill.files import SegdistillError, atomic_path, read_json, write_json
+from pipelines.params import Params, read_params
+from pipelines.stage import run_stage
+from segdistill.family import Figures, read_family
+from segdistill.files import SegdistillError, atomic_path, read_json, subfolders, write_json
+from segdistill.shown import command
 from segdistill.sites.manifest import read_sites
 from tools.children import child, environment, run, stop_politely
 
@@ -88,8 +90,8 @@ def main() -> None:
     parser.add_argument("task", nargs="?", help="a folder of tasks/; without: the task of params.yaml")
     root = Path.cwd()
     pipeline = pipeline_of(root, parser.parse_args().task)
-    params = yaml.safe_load((pipeline / "params.yaml").read_text())
-    task = params["task"]
+    params = read_params(pipeline / "params.yaml")
+    task = params.task
     began = time.monotonic()
 
     def step(number: int, title: str) -> None:
@@ -98,7 +100,7 @@ def main() -> None:
 
     step(1, "the pipeline: sites, teacher, students, evaluation, registry (dvc repro)")
     repro(root, pipeline)
-    family = read_json(root / "reports" / task / "family.json")
+    family = read_family(root / "reports" / task / "family.json")
 
     step(2, "the promotion: which version is to be served")
     promote(root, params, family)
@@ -126,7 +128,7 @@ def pipeline_of(root: Path, task: str | None) -> Path:
     Raises:
         SegdistillError: there is no such task.
     """
-    own = yaml.safe_load((root / "params.yaml").read_text())["task"]
+    own = read_params(root / "params.yaml").task
     if task in (None, own):
         return root
     folder = root / "tasks" / str(task)
@@ -142,14 +144,14 @@ def repro(root: Path, pipeline: Path) -> None:
     run([sys.executable, "-m", "dvc", "repro", str(file)], cwd=root)
 
 
-def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str, Any]]) -> None:
+def promote(root: Path, params: Params, family: Sequence[Figures]) -> None:
     """Promote the x4 student, unless somebody has already promoted a version."""
-    task, alias = params["task"], params["registry"]["alias"]
+    task, alias = params.task, params.registry.alias
     champion = read_json(root / "registry" / task / "champion.json")
     if champion.get("version") is not None:
         print(f"{alias} is already v{champion['version']} {champion['name']}: kept")
         return
-    rows = {row["name"]: row for row in family}
+    rows = {row.name: row for row in family}
     if PROMOTED not in rows:
         raise SegdistillError(
             f"reports/{task}/family.json: it has no {PROMOTED}, which the demo promotes. Put x4 back "
@@ -157,11 +159,11 @@ def promote(root: Path, params: Mapping[str, Any], family: Sequence[Mapping[str,
         )
     row, teacher = rows[PROMOTED], family[0]
     reason = (
-        f"make demo: {row['retention']:.1%} of the teacher's Dice "
-        f"at {row['cpu_seconds'] / teacher['cpu_seconds']:.0%} of its CPU time"
+        f"make demo: {_share(row.retention, 1)} of the teacher's Dice "
+        f"at {row.cpu_seconds / teacher.cpu_seconds:.0%} of its CPU time"
     )
     command = [sys.executable, "-m", "segdistill.cli", "promote", PROMOTED, "--task", task]
-    if not row["non_inferior"]:
+    if row.verdict is None or not row.verdict.non_inferior:
         print(f"{PROMOTED} isn't shown to be non-inferior; the demo promotes it all the same")
         command.append("--override")
     run([*command, "--alias", alias, "--reason", reason], cwd=root)
@@ -219,7 +221,7 @@ def serve(root: Path, log: Path, task: str) -> Iterator[str]:
             command, cwd=root, env=environment() | {"SEGDISTILL_TASK": task}, output=output
         ) as process,
     ):
-        print(f"bentoml serve: {address} ...", end="", flush=True)
+        print(f"bentoml serve: {address} ...", flush=True)
         deadline = time.monotonic() + READY_S
         while not _ready(address):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -229,7 +231,7 @@ def serve(root: Path, log: Path, task: str) -> Iterator[str]:
                     "Its last words:\n" + "\n".join(said)
                 )
             time.sleep(0.1)
-        print(" ready", flush=True)
+        print("bentoml serve: ready", flush=True)
         yield address
 
 
@@ -314,8 +316,8 @@ def _compared(asked: Asked, labels: Path, picture: Path, seconds: float) -> Answ
 
 def summary(
     root: Path,
-    params: Mapping[str, Any],
-    family: Sequence[Mapping[str, Any]],
+    params: Params,
+    family: Sequence[Figures],
     asked: Asked,
     answered: Answered,
 ) -> str:
@@ -323,7 +325,7 @@ def summary(
 
     A champion of another family is named as such, and no figure of this family is given as its own.
     """
-    task = params["task"]
+    task = params.task
     champion = read_json(root / "registry" / task / "champion.json")
     registered = read_json(root / "registry" / task / "registered.json")
     if champion["version"] in [entry["version"] for entry in registered.values()]:
@@ -335,10 +337,12 @@ def summary(
     scan = asked.image.relative_to(root)
     where = "a held-out site" if asked.held_out else "a site that was trained on"
     said = f" ({asked.note.partition('. ')[0] or 'SIMULATED'})" if asked.simulated else ""
-    several = len(list(root.glob("registry/*/bento.json"))) > 1
+    segment = "http://127.0.0.1:3000/segment"
+    several = sum((path / "bento.json").is_file() for path in subfolders(root / "registry")) > 1
     which = (f"SEGDISTILL_TASK={task} ", f" TASK={task}") if several else ("", "")
     store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    registry = f"{tools}/mlflow ui --workers 1 --backend-store-uri {store}    (or 'make ui')"
+    mlflow = command(tools / "mlflow", "ui", "--workers", "1", "--backend-store-uri", store)
+    registry = f"{mlflow}    (or 'make ui')"
     return "\n".join(
         [
             f"The family of {task}{said}:",
@@ -354,8 +358,8 @@ def summary(
             "",
             "Go on with",
             f"  {f'the registry at {store}' if store.startswith('http') else registry}",
-            f"  {which[0]}{tools}/bentoml serve    (or 'make serve{which[1]}')",
-            f"  curl -F scan=@{scan} -o labels.nii.gz http://127.0.0.1:3000/segment",
+            f"  {which[0]}{command(tools / 'bentoml', 'serve')}    (or 'make serve{which[1]}')",
+            f"  {command('curl', '-F', f'scan=@{scan}', '-o', 'labels.nii.gz', segment)}",
             "",
             "Research use, not a medical device.",
         ]
@@ -382,20 +386,24 @@ def real_scan_lines(path: Path, champion: str) -> list[str]:
     ]
 
 
-def family_table(family: Sequence[Mapping[str, Any]]) -> list[str]:
+def _share(value: float | None, decimals: int) -> str:
+    return "none" if value is None else f"{value:.{decimals}%}"
+
+
+def family_table(family: Sequence[Figures]) -> list[str]:
     """The family in aligned columns, one line per member under a heading."""
-    rows = [["member", "parameters", "Dice", "unseen site", "retention", "CPU s", "peak MB"]]
+    rows = [["member", "parameters", "Dice", "held-out site", "retention", "CPU s", "peak MB"]]
     for row in family:
-        unseen = row["dice_unseen_site"]
+        held_out = row.dice_held_out_site
         rows.append(
             [
-                row["name"],
-                f"{row['parameters']:,}",
-                f"{row['dice']:.4f}",
-                "none" if unseen is None else f"{unseen:.4f}",
-                f"{row['retention']:.2%}",
-                f"{row['cpu_seconds']:.2f}",
-                f"{row['peak_rss_mb']:.0f}",
+                row.name,
+                f"{row.parameters:,}",
+                f"{row.dice:.4f}",
+                "none" if held_out is None else f"{held_out:.4f}",
+                _share(row.retention, 2),
+                f"{row.cpu_seconds:.2f}",
+                f"{row.peak_rss_mb:.0f}",
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -410,9 +418,4 @@ def family_table(family: Sequence[Mapping[str, Any]]) -> list[str]:
 
 if __name__ == "__main__":
     stop_politely()
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"\nerror: {error}")
-    except subprocess.SubprocessError as error:
-        sys.exit(f"\nerror: {error}")
+    run_stage(main)

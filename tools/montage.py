@@ -5,7 +5,6 @@ No stage of ``dvc.yaml``: it makes the picture in docs/simulation.md.
 
 import argparse
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.stage import run_stage
 from segdistill.files import SegdistillError, atomic_path
 from segdistill.sites.manifest import Site, read_sites
 from segdistill.volume import Volume, read_label_map, read_volume
@@ -91,7 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

@@ -1,18 +1,19 @@
 """Bring the results blocks of README.md and docs/profiles.md in step with what the evaluations wrote."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.evaluation.compare import Comparison, read_comparisons
+from segdistill.family import Figures, read_family
 from segdistill.files import SegdistillError, atomic_path, read_json
 
 START = "<!-- family table: written by 'make readme', not by hand -->"
 END = "<!-- end of the family table -->"
 _HEAD = (
-    ("member", "parameters", "Dice", "Dice, unseen site", "NSD", "HD95, mm", "retention", "CPU s"),
+    ("member", "parameters", "Dice", "Dice, held-out site", "NSD", "HD95, mm", "retention", "CPU s"),
     (":--", "--:", "--:", "--:", "--:", "--:", "--:", "--:"),
 )
 
@@ -22,14 +23,11 @@ PAGES = {
 }
 """The pages with such a block, each with the parameters of the task whose results it shows."""
 
-Row = Mapping[str, Any]
-
 
 def results(reports: Path) -> list[str]:
     """The lines of the block, from ``family.json``, ``comparisons.json`` and ``unseen.json``."""
-    family, comparisons, unseen = (
-        read_json(reports / name) for name in ("family.json", "comparisons.json", "unseen.json")
-    )
+    family = read_family(reports / "family.json")
+    comparisons = read_comparisons(reports / "comparisons.json")
     return [
         *family_lines(family),
         "",
@@ -37,32 +35,32 @@ def results(reports: Path) -> list[str]:
         "",
         *comparison_lines(family, comparisons),
         "",
-        real_scans_line(unseen),
+        real_scans_line(read_json(reports / "unseen.json")),
     ]
 
 
-def family_lines(family: Sequence[Row]) -> list[str]:
+def family_lines(family: Sequence[Figures]) -> list[str]:
     """The family as a Markdown table, one line per member, in the order of ``family.json``.
 
-    The first member is the teacher; beside parameters and CPU seconds stands the share it is saved.
+    The first member is the teacher; beside parameters and CPU seconds is the change against it.
     """
     rows = [*_HEAD, *(_cells(member, family[0]) for member in family)]
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _cells(member: Row, teacher: Row) -> tuple[str, ...]:
+def _cells(member: Figures, teacher: Figures) -> tuple[str, ...]:
     def shown(key: str, how: str) -> str:
-        value = member[key]
+        value = getattr(member, key)
         return "none" if value is None else format(value, how)
 
     def saved(key: str) -> str:
-        return "" if member is teacher else f" ({member[key] / teacher[key] - 1:+.1%})"
+        return "" if member is teacher else f" ({getattr(member, key) / getattr(teacher, key) - 1:+.1%})"
 
     return (
-        str(member["name"]),
+        member.name,
         shown("parameters", ",") + saved("parameters"),
         shown("dice", ".4f"),
-        shown("dice_unseen_site", ".4f"),
+        shown("dice_held_out_site", ".4f"),
         shown("nsd", ".4f"),
         shown("hd95_mm", ".2f"),
         shown("retention", ".2%"),
@@ -70,59 +68,56 @@ def _cells(member: Row, teacher: Row) -> tuple[str, ...]:
     )
 
 
-def verdict_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str]:
+def verdict_lines(family: Sequence[Figures], comparisons: Sequence[Comparison]) -> list[str]:
     """What is concluded about each student, with the structure and the site on which it loses most."""
-    unseen = {
-        pair["name"]: pair
+    held_out = {
+        pair.name: pair
         for pair in comparisons
-        if pair["against"] == family[0]["name"]
-        and pair["sites"] == "unseen"
-        and pair["metric"] == "dice"
+        if pair.against == family[0].name and pair.sites == "held_out" and pair.metric == "dice"
     }
     lines = []
     for row in family:
-        if row["role"] != "student":
+        if (verdict := row.verdict) is None:
             continue
-        shown = "" if row["non_inferior"] else "not shown to be "
-        low = row["retention_low"]
-        seen = "without an interval" if low is None else f"at least {low:.2%} with the whole interval"
+        shown = "" if verdict.non_inferior else "not shown to be "
+        low = verdict.retention_low
+        seen = "no interval" if low is None else f"interval begins at {low:.2%}"
         apart = ""
-        if (pair := unseen.get(row["name"])) and pair["ratio_low"] is not None:
+        if (pair := held_out.get(row.name)) and pair.ratio is not None and pair.ratio_low is not None:
             apart = (
-                f"; {pair['ratio']:.2%} ({pair['ratio_low']:.2%} to {pair['ratio_high']:.2%}) "
-                "on the unseen site"
+                f"; held-out site: {pair.ratio:.2%}, interval {pair.ratio_low:.2%} to "
+                f"{pair.ratio_high:.2%}"
             )
-        structure = row["worst_structure"].replace("_", " ")
+        structure = verdict.worst_structure.replace("_", " ")
         lines.append(
-            f"- {row['name']}: {shown}non-inferior to the teacher on the seen sites (retention "
-            f"{seen}{apart}); loses most in {structure} "
-            f"({-100 * row['worst_structure_loss']:+.1f} points) and on {row['worst_site']} "
-            f"({-100 * row['worst_site_loss']:+.1f})"
+            f"- {row.name}: {shown}non-inferior to the teacher on the seen sites (retention "
+            f"{row.retention:.2%}, {seen}{apart}). Largest losses: {structure} "
+            f"({-100 * verdict.worst_structure_loss:+.1f} points), {verdict.worst_site} "
+            f"({-100 * verdict.worst_site_loss:+.1f} points)"
         )
     return lines
 
 
-def comparison_lines(family: Sequence[Row], comparisons: Sequence[Row]) -> list[str]:
+def comparison_lines(family: Sequence[Figures], comparisons: Sequence[Comparison]) -> list[str]:
     """What distillation added: each student against its control on the sites seen in training."""
-    controls = {row["name"] for row in family if row["role"] == "control"}
+    controls = {row.name for row in family if row.role == "control"}
     lines = []
     for pair in comparisons:
-        if pair["against"] not in controls or pair["sites"] != "seen" or pair["metric"] != "dice":
+        if pair.against not in controls or pair.sites != "seen" or pair.metric != "dice":
             continue
         sure = (
             ""
-            if pair["low"] is None
-            else f" ({pair['confidence']:.0%} interval {pair['low']:+.4f} to {pair['high']:+.4f},"
-            f" Wilcoxon p = {pair['p_value']:.2g})"
+            if pair.low is None
+            else f" ({pair.confidence:.0%} interval {pair.low:+.4f} to {pair.high:+.4f})"
         )
         lines.append(
-            f"- {pair['name']} minus {pair['against']}, paired: {pair['difference']:+.4f} Dice{sure}; "
-            f"higher on {pair['better']} of {pair['subjects']} subjects"
+            f"- {pair.name} minus {pair.against}, paired: {pair.difference:+.4f} Dice{sure}; "
+            f"higher on {pair.better} of {pair.subjects} subjects"
         )
     return lines
 
 
-def real_scans_line(unseen: Row) -> str:
+def real_scans_line(unseen: Mapping[str, Any]) -> str:
     """Every member's mean Dice on the real scans that no training saw."""
     scans = ", ".join(case["case"] for case in unseen["cases"])
     members = ", ".join(f"{model['name']} {model['dice']:.4f}" for model in unseen["models"])
@@ -149,7 +144,7 @@ def with_block(
 def main() -> None:
     """Rewrite the blocks of the pages in the current folder."""
     for page, params in PAGES.items():
-        reports = Path("reports") / yaml.safe_load(params.read_text())["task"]
+        reports = Path("reports") / read_params(params).task
         old = page.read_text()
         new = with_block(old, results(reports), str(page))
         if new != old:
@@ -159,7 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

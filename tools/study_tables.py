@@ -1,13 +1,12 @@
 """Bring the tables of docs/ablation.md in step with what the studies wrote."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from segdistill.files import SegdistillError, atomic_path, read_json
+from pipelines.params import read_params
+from pipelines.stage import run_stage
+from segdistill.files import atomic_path, read_json, visible
 from tools.readme_table import with_block
 
 PAGE = Path("docs/ablation.md")
@@ -63,7 +62,7 @@ def left_out_lines(sites: Sequence[Mapping[str, Any]]) -> list[str]:
         sites: what each ``leave_one_site_out/SITE.json`` holds.
     """
     lines = [
-        "| site left out | model | test subjects | Dice, seen | Dice, unseen | points | HD95, mm |",
+        "| site left out | model | subjects | Dice, with it | Dice, without it | points | HD95, mm |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for site in sites:
@@ -95,7 +94,7 @@ def with_tables(text: str, reports: Path) -> str:
         SegdistillError: the page lacks a marker.
     """
     ablation = reports / "ablation.json"
-    sites = [read_json(path) for path in sorted((reports / "leave_one_site_out").glob("*.json"))]
+    sites = [read_json(path) for path in visible((reports / "leave_one_site_out").glob("*.json"))]
     blocks = {
         "the ablation": ablation_lines(read_json(ablation)) if ablation.is_file() else [NOT_RUN],
         "sites left out": left_out_lines(sites) if sites else [NOT_RUN],
@@ -107,7 +106,7 @@ def with_tables(text: str, reports: Path) -> str:
 
 def main() -> None:
     """Rewrite the page in the current folder."""
-    task = yaml.safe_load(Path("params.yaml").read_text())["task"]
+    task = read_params(Path("params.yaml")).task
     old = PAGE.read_text()
     new = with_tables(old, Path("reports") / task)
     if new != old:
@@ -117,7 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SegdistillError as error:
-        sys.exit(f"error: {error}")
+    run_stage(main)

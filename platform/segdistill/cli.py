@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from segdistill.files import SegdistillError
+from segdistill.shown import command, repro, shown
 
 
 class _Commands(TyperGroup):
@@ -21,6 +22,12 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except SegdistillError as error:
             typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except BrokenPipeError:  # whoever reads our output has gone; Click ends quietly
+            raise
+        except OSError as error:  # what the system refuses, e.g. a folder that may not be written
+            where = f"{shown(error.filename)}: " if error.filename else ""
+            typer.echo(f"error: {where}{error.strerror or error}.", err=True)
             raise typer.Exit(1) from error
 
 
@@ -48,7 +55,9 @@ def sites() -> None:
 
 @site.command("add")
 def site_add(
-    name: Annotated[str, typer.Argument(help="Name of the new site; its cases become NAME-001, ...")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the new site; its cases become NAME-001, ...")
+    ],
     source: Annotated[Path, typer.Option("--from", metavar="FOLDER", help="The data; it is only read.")],
     layout: Annotated[
         Literal["auto", "bids", "nnunet", "freesurfer"], typer.Option(help="How FOLDER is laid out.")
@@ -58,7 +67,8 @@ def site_add(
         str | None,
         typer.Option(
             metavar="MAP",
-            help="A YAML file of 'source code or name: structure', 'freesurfer', or 'same'.",
+            help="What the codes mean: 'freesurfer', 'same', or a YAML file of lines like "
+            "'17: thalamus' (docs/sites.md).",
         ),
     ] = None,
     split: Annotated[
@@ -87,6 +97,14 @@ def site_add(
         str | None,
         typer.Option(help="FreeSurfer: orig.mgz or norm.mgz; else the first that all have."),
     ] = None,
+    segmentation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="FreeSurfer, FastSurfer: the label map in every subject's mri; "
+            "by default aparc.DKTatlas+aseg.mgz.",
+        ),
+    ] = None,
     key: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write whose pseudonym is whose, outside the project folder."),
@@ -94,10 +112,10 @@ def site_add(
     note: Annotated[str, typer.Option(help="What a reader must know about this data.")] = "",
     root: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
 ) -> None:
-    """Import labelled real scans from BIDS, nnU-Net raw or FreeSurfer into data/sites/TASK/NAME.
+    """Import real scans into data/sites/TASK/NAME.
 
-    Everything is checked on the way in; what is wrong is listed case by case, and then
-    nothing is written.
+    They may lie as BIDS, nnU-Net raw or FreeSurfer. Everything is checked on the way in; what is
+    wrong is listed case by case, and then nothing is written.
     """
     from segdistill.sites.imports.layout import Pick
     from segdistill.sites.imports.site import Request, add_site
@@ -109,7 +127,7 @@ def site_add(
         root=root,
         task=task,
         layout=None if layout == "auto" else layout,
-        pick=Pick(suffix, derivative, desc, image),
+        pick=Pick(suffix, derivative, desc, image, segmentation),
         labels=labels,
         fractions=read_fractions(split),
         seed=seed,
@@ -129,13 +147,14 @@ def site_add(
     unlabelled = sum(case.label is None for case in cases)
     typer.echo(
         f"site {name}: {len(cases)} scans of {len(subjects)} subjects ({counts}), "
-        f"{unlabelled} without a label map, in {added.folder}"
+        f"{unlabelled} without a label map, in {shown(added.folder)}"
     )
     if added.missing:
         typer.echo(f"note: no label map has {', '.join(added.missing)}")
     if key:
-        typer.echo(f"key: {key} (names patients; keep it where the source data is kept)")
-    typer.echo(f"next:\n  dvc add {added.folder}\n  dvc push")
+        typer.echo(f"key: {shown(key)} (names patients; keep it where the source data is kept)")
+    typer.echo(f"next:\n  {command('dvc', 'add', added.folder)}")
+    typer.echo("  dvc push    # if you have set up a DVC remote")
 
 
 @contextmanager
@@ -154,7 +173,9 @@ def _progress(done: int, total: int) -> None:
 
 @app.command()
 def promote(
-    version: Annotated[str, typer.Argument(help="Its number, or a member's name for the newest.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="Its number, or a member's name for the newest.")
+    ],
     reason: Annotated[str, typer.Option(help="Why; kept with the version.")],
     task: Annotated[str, typer.Option(help="The task.")] = "brain_mri",
     alias: Annotated[str, typer.Option(help="The alias to set.")] = "champion",
@@ -164,14 +185,18 @@ def promote(
     ] = False,
     root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
 ) -> None:
-    """Let the alias stand for a version of the registry, as the MLflow UI does, and note why."""
+    """Choose the version that is served, and note why.
+
+    Sets an alias on a version in the registry, as MLflow's page does.
+    """
     from segdistill.registry.promote import promote as set_alias
 
     done = set_alias(root, task, version, reason=reason, alias=alias, by=by, override=override)
-    before = "nothing" if done.previous is None else f"v{done.previous}"
+    before = "none" if done.previous is None else f"v{done.previous}"
     if done.overridden:
         typer.echo(f"overridden: it {done.overridden}")
-    typer.echo(f"{done.alias}: v{done.version} {done.name}, before {before}. Next: dvc repro package")
+    typer.echo(f"{done.alias} is now v{done.version} {done.name} (before: {before})")
+    typer.echo(f"next:\n  {repro(root, task, 'package')}")
 
 
 @app.command("import-nnunet")
@@ -200,7 +225,10 @@ def import_nnunet_model(
         ),
     ] = None,
 ) -> None:
-    """Make a trained nnU-Net v2 model (PlainConvUNet) a teacher of this platform, exactly."""
+    """Make a teacher of an nnU-Net v2 model.
+
+    The model is a PlainConvUNet; the teacher computes the same function.
+    """
     from segdistill.interop.importing import import_nnunet
 
     done = import_nnunet(
@@ -212,8 +240,8 @@ def import_nnunet_model(
         label_protocol=label_protocol,
         orientation=orientation,
     )
-    typer.echo(f"{done.teacher}: {done.parameters:,} parameters, {done.network}")
-    typer.echo(f"{done.plan}: the plan it needs, with nnU-Net's preprocessing")
+    typer.echo(f"{shown(done.teacher)}: {done.parameters:,} parameters, {done.network}")
+    typer.echo(f"{shown(done.plan)}: the plan it needs, with nnU-Net's preprocessing")
     typer.echo("next: docs/nnunet.md, 'Distil from it'")
 
 
@@ -234,7 +262,10 @@ def export_nnunet_model(
     task: Annotated[str, typer.Option(help="The task of a registered version.")] = "brain_mri",
     root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
 ) -> None:
-    """Write a model as an nnU-Net v2 results folder that nnUNetv2_predict runs unchanged."""
+    """Write a model for nnU-Net v2.
+
+    It becomes a results folder that nnUNetv2_predict runs unchanged.
+    """
     from segdistill.interop.exporting import export_nnunet
     from segdistill.network.model import read_model
     from segdistill.runtime.plan import Plan
@@ -247,9 +278,10 @@ def export_nnunet_model(
 
         folder, known = trained_model(root, task, model)
     done = export_nnunet(read_model(folder, known), known, out)
-    typer.echo(
-        f"{done.folder}: run nnUNetv2_predict_from_modelfolder -m {done.folder} -f 0 -i IN -o OUT"
+    run = command(
+        "nnUNetv2_predict_from_modelfolder", "-m", done.folder, "-f", "0", "-i", "IN", "-o", "OUT"
     )
+    typer.echo(f"{shown(done.folder)}: run {run}")
     if done.renumbered:
         typer.echo("note: nnU-Net numbers the labels 1, 2, 3, ... in the plan's order, see dataset.json")
     for difference in done.differences:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdistill import telemetry
 from segdistill.files import SegdistillError, json_bytes, read_json, sha256_of, write_json
 from segdistill.registry.champion import Champion, fetch_bundle, resolve
 from segdistill.registry.store import RegistryError
@@ -19,7 +20,7 @@ from serving.contract import BUNDLE, RECORD, TUNING, Served, bento_home
 SERVING = Path(__file__).resolve().parents[1]
 SOURCES = SERVING.parent / "platform" / "segdistill"
 # What the service needs of the library and of the room 'serving', and no more.
-LIBRARY = ("__init__.py", "files.py", "volume", "runtime", "tuning")
+LIBRARY = ("__init__.py", "files.py", "overlap.py", "telemetry.py", "volume", "runtime", "tuning")
 SERVICE = ("__init__.py", "contract.py", "service")
 
 
@@ -56,7 +57,7 @@ def package(
     """
     home = bento_home(root)
     os.environ["BENTOML_HOME"] = str(home)
-    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    os.environ.update(telemetry.OFF)
     home.mkdir(parents=True, exist_ok=True)
     import bentoml
 

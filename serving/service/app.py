@@ -1,15 +1,20 @@
 """The service: one scan in, a label map on the same grid and volumes in ml out, over HTTP on the CPU."""
 
+import functools
 import json
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-# Nothing about the use of this service leaves the machine.
-os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+from segdistill import telemetry
+
+# BentoML reads the switches while it is imported.
+os.environ.update(telemetry.OFF)
 
 import bentoml
 from bentoml.validators import ContentType
@@ -54,6 +59,33 @@ class _Documented(bentoml.Service[Any]):  # type: ignore[misc]
     @property
     def doc(self) -> str:
         return DESCRIPTION
+
+
+def _answered(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint, whose refusals are answers with their own status and words.
+
+    BentoML's exceptions have a status, but from 500 on it puts words of its own in the place of ours,
+    and below 500 a list around them.
+    """
+
+    @functools.wraps(endpoint)
+    def answer(self: "Service", scan: Path, ctx: bentoml.Context) -> Any:
+        try:
+            return endpoint(self, scan, ctx)
+        except SegdistillError as error:
+            from serving.service.refusal import refusal
+
+            status, message = refusal(error)
+            # The client knows its file by another name than ours.
+            message = message.replace(str(scan), "scan")
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                log.error("failed: %s", str(error).replace(str(scan), "scan"))
+            else:
+                log.info("refused: %s", message)
+            ctx.response.status_code = status
+            return JSONResponse({"error": message})
+
+    return answer
 
 
 try:
@@ -102,15 +134,18 @@ class Service:
         except SegdistillError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from None
 
+    def __is_ready__(self) -> bool:
+        """What ``/readyz`` says: whether there is an engine that can be trusted."""
+        return self.segmentator.ready()
+
     @bentoml.api(route="/segment")  # type: ignore[untyped-decorator]
+    @_answered
     def segment(
         self, scan: Path, ctx: bentoml.Context
     ) -> Annotated[Path, ContentType("application/gzip")]:
         """Segment a scan (.nii or .nii.gz, form field `scan`) and give the label map on its grid."""
         labels = Path(ctx.temp_dir) / LABELS
-        outcome = self._segment(scan, labels, ctx)
-        if isinstance(outcome, JSONResponse):
-            return outcome  # type: ignore[return-value]
+        outcome = self._segment(scan, labels)
         ctx.response.headers.update(
             {
                 "X-Segdistill-Model": SERVED.name,
@@ -122,11 +157,10 @@ class Service:
         return labels
 
     @bentoml.api(route="/volumes")  # type: ignore[untyped-decorator]
+    @_answered
     def volumes(self, scan: Path, ctx: bentoml.Context) -> dict[str, Any]:
         """Segment a scan (.nii or .nii.gz, form field `scan`) and give each structure's volume in ml."""
-        outcome = self._segment(scan, Path(ctx.temp_dir) / LABELS, ctx)
-        if isinstance(outcome, JSONResponse):
-            return outcome  # type: ignore[return-value]
+        outcome = self._segment(scan, Path(ctx.temp_dir) / LABELS)
         return {
             "volumes_ml": _rounded(outcome.volumes_ml),
             "model": self.model,
@@ -134,16 +168,9 @@ class Service:
             "notice": "Research use, not a medical device.",
         }
 
-    def _segment(self, scan: Path, labels: Path, ctx: bentoml.Context) -> "Segmentation | JSONResponse":
+    def _segment(self, scan: Path, labels: Path) -> "Segmentation":
         start = time.perf_counter()
-        try:
-            outcome = self.segmentator.segment_file(scan, labels)
-        except SegdistillError as error:
-            # The client knows its file by another name than ours.
-            message = str(error).replace(str(scan), "scan").replace(str(labels), "label map")
-            log.info("refused: %s", message)
-            ctx.response.status_code = 400
-            return JSONResponse({"error": message})
+        outcome = self.segmentator.segment_file(scan, labels)
         log.info("segmented %s voxels in %.2f s", outcome.labels.shape, time.perf_counter() - start)
         return outcome
 

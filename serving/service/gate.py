@@ -1,24 +1,31 @@
 """The gate before the service: one file, not too large, and never an address to fetch.
 
-BentoML takes bodies of any size, and fetches an address that stands where a file should. So every
-upload is read here first, to a temporary file without a name, and only a form with exactly one file in
-the field ``scan`` goes on. It goes on under a neutral file name: names of files often hold names of
-patients.
+BentoML takes bodies of any size, and fetches an address that stands where a file should. So the gate is
+closed to every request that could bring a body, but for a POST to a path that takes an upload, matched
+as the application itself would. Every upload is read here first, to a temporary file without a name, and
+only a form with exactly one file in the field ``scan`` goes on. It goes on under a neutral file name:
+names of files often hold names of patients.
 """
 
 import asyncio
 import contextlib
+import errno
 import json
+import shutil
+import tempfile
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.routing import Match, Route
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+READING = ("GET", "HEAD", "OPTIONS")
 FIELD = "scan"
+FULL = "The disk of this service is full. Tell its administrator, and send the scan again later."
 HOW = "Send it as a form: curl -F scan=@scan.nii.gz"
 CHUNK = 1 << 20
 # A refused client that goes on sending is listened to for this long, or it would see a broken
@@ -74,7 +81,9 @@ class _Body:
 class UploadGate:
     """ASGI middleware that lets only a form with one file in the field ``scan`` through.
 
-    Answers 413 (body over the limit, announced or not), 415 (not a form), 400 (another form).
+    Answers 404 (an address that takes no upload), 405 (one that does, asked otherwise than by POST), 413
+    (body over the limit, announced or not), 415 (not a form), 400 (another form, or a body where none
+    belongs), 507 (the disk is full).
     """
 
     def __init__(self, app: "ASGIApp", max_body_bytes: int, paths: tuple[str, ...]) -> None:
@@ -88,15 +97,16 @@ class UploadGate:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.paths = paths
+        self.routes = [Route(path, app, methods=["POST"]) for path in paths]
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or scope["path"] not in self.paths or scope["method"] != "POST":
+        if scope["type"] != "http" or (scope["method"] in READING and not _has_body(scope)):
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        body = _Body(receive)
+        headers, body = Headers(scope=scope), _Body(receive)
         try:
+            self._must_take_uploads(scope)
             upload = await self._read(headers, body)
         except _Refused as refused:
             # Who waits for '100 Continue' hasn't sent anything yet.
@@ -111,6 +121,18 @@ class UploadGate:
             await self.app(clean, replay, send)
         finally:
             await upload.close()
+
+    def _must_take_uploads(self, scope: "Scope") -> None:
+        """Refuse what isn't a POST to one of the paths, under whatever root a proxy or server gives."""
+        found = {route.matches(scope)[0] for route in self.routes}
+        if Match.FULL in found:
+            return
+        where = f"A scan goes by POST to {' or '.join(self.paths)}."
+        if scope["method"] in READING:
+            raise _Refused(400, f"A {scope['method']} request has no body here. {where}")
+        if Match.PARTIAL in found:
+            raise _Refused(405, f"Not by {scope['method']}. {where}")
+        raise _Refused(404, f"This address takes no upload. {where}")
 
     async def _read(self, headers: Headers, body: "_Body") -> UploadFile:
         """Read the upload; the file is whole, rewound, and no larger than allowed."""
@@ -137,11 +159,23 @@ class UploadGate:
             raise _Refused(
                 400, f"The form must hold one file in the field '{FIELD}' and nothing else. {HOW}."
             ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _Refused(507, FULL) from error
         upload = form.get(FIELD)
         if not isinstance(upload, UploadFile):
             await form.close()
             raise _Refused(400, f"The form has no file in the field '{FIELD}'. {HOW}.")
+        if shutil.disk_usage(tempfile.gettempdir()).free < (upload.size or 0):  # BentoML copies it
+            await form.close()
+            raise _Refused(507, FULL)
         return upload
+
+
+def _has_body(scope: "Scope") -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 async def _clean(scope: "Scope", upload: UploadFile, receive: "Receive") -> tuple["Scope", "Receive"]:

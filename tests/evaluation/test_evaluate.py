@@ -120,7 +120,7 @@ def test_family_is_the_scorecard_recomputed(reports, table):
     timings = pd.read_csv(reports / "timings.csv")
     teacher = table["teacher"]
     for name, row in table.items():
-        for held_out, suffix in ((False, ""), (True, "_unseen_site")):
+        for held_out, suffix in ((False, ""), (True, "_held_out_site")):
             own = card[(card["model"] == name) & (card["held_out"] == held_out)]
             for metric in ("dice", "nsd", "hd95_mm"):
                 per_case = [rows[metric].mean() for _, rows in own.groupby("case")]
@@ -133,7 +133,7 @@ def test_family_is_the_scorecard_recomputed(reports, table):
 def test_contract_of_family_json(table):
     """Every member has every agreed key, in family order, and a real process's memory."""
     assert list(table) == ["teacher", "student-x4", "control-x4"]
-    agreed = "name role width parameters macs dice dice_unseen_site nsd hd95_mm retention cpu_seconds"
+    agreed = "name role width parameters macs dice dice_held_out_site nsd hd95_mm retention cpu_seconds"
     for row in table.values():
         assert set(agreed.split()) | {"peak_rss_mb"} <= set(row)
         assert 30 < row["peak_rss_mb"] < 2000
@@ -207,7 +207,7 @@ def test_report_shows_the_figures_of_family_json(reports, table):
         line = re.search(rf"<td>{row['name']}</td><td>1.*?</tr>", page, re.S).group()
         for shown in (
             places(row["dice"], 4),
-            places(row["dice_unseen_site"], 4),
+            places(row["dice_held_out_site"], 4),
             places(row["nsd"], 4),
             places(row["hd95_mm"], 2),
             places(row["cpu_seconds"], 2),
@@ -381,5 +381,10 @@ def test_nothing_is_reported_for_a_member_without_scores(inputs, reports):
     timings, memory = pd.read_csv(reports / "timings.csv"), pd.read_csv(reports / "memory.csv")
     with pytest.raises(SegdistillError, match="control-x4"):
         family_table(
-            read_members(inputs / "bundles"), card[card["model"] != "control-x4"], timings, memory
+            read_members(inputs / "bundles"),
+            card[card["model"] != "control-x4"],
+            timings,
+            memory,
+            dict.fromkeys(("teacher", "student-x4", "control-x4"), 0.1),
+            {},
         )

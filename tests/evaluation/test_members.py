@@ -61,6 +61,13 @@ def test_family_is_ordered_by_width_with_controls_beside(tmp_path):
     assert width_label(read_members(tmp_path)[3].width) == "1/8"
 
 
+def test_what_is_half_made_belongs_to_no_family(tmp_path):
+    """A hidden folder, as a killed process leaves, is no member."""
+    bundle(tmp_path, "teacher", "teacher", 1.0)
+    bundle(tmp_path, ".partial-x", "teacher", 1.0)
+    assert [member.name for member in read_members(tmp_path)] == ["teacher"]
+
+
 @pytest.mark.parametrize("teachers", [0, 2])
 def test_a_family_has_one_teacher(tmp_path, teachers):
     """Without the teacher, or with two, retention has no meaning."""

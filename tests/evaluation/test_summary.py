@@ -15,6 +15,7 @@ FAMILY = (
     Member("teacher", "teacher", 1.0, 1000, 5000, Path("teacher")),
     Member("student-x4", "student", 0.25, 70, 400, Path("student-x4")),
 )
+ERRORS = {"teacher": 0.05, "student-x4": 0.06}
 MEMORY = pd.DataFrame({"model": ["teacher", "student-x4"], "peak_rss_mb": [300.0, 200.0]})
 
 
@@ -59,57 +60,57 @@ TIMES = timings({"teacher": (3.0, 9.0, 4.0), "student-x4": (1.0, 0.9, 5.0)})
 @pytest.fixture
 def table():
     """The family table of the rows above, by name."""
-    return {row["name"]: row for row in family_table(FAMILY, card(ROWS), TIMES, MEMORY)}
+    return {row.name: row for row in family_table(FAMILY, card(ROWS), TIMES, MEMORY, ERRORS, {})}
 
 
 def test_dice_is_a_mean_over_structures_then_over_cases(table):
     """A case with fewer structures weighs as much as any: (0.8 + 0.6) / 2, not (0.9 + 0.7 + 0.6) / 3."""
-    assert table["teacher"]["dice"] == pytest.approx(0.7)
-    assert table["teacher"]["hd95_mm"] == pytest.approx((2.0 + 5.0) / 2)
+    assert table["teacher"].dice == pytest.approx(0.7)
+    assert table["teacher"].hd95_mm == pytest.approx((2.0 + 5.0) / 2)
 
 
 def test_held_out_sites_stay_apart(table):
     """The held-out site has its own figures and no part in the others."""
-    assert table["teacher"]["dice_unseen_site"] == pytest.approx(0.4)
-    assert table["teacher"]["cases"] == 2
-    assert table["teacher"]["cases_unseen_site"] == 1
+    assert table["teacher"].dice_held_out_site == pytest.approx(0.4)
+    assert table["teacher"].cases == 2
+    assert table["teacher"].cases_held_out_site == 1
 
 
 def test_retention_is_against_the_teacher_on_the_same_cases(table):
     """The teacher retains 1.0, a student its share of the teacher's Dice."""
-    assert table["teacher"]["retention"] == 1.0
-    assert table["student-x4"]["retention"] == pytest.approx(0.5 / 0.7, abs=1e-5)
-    assert table["student-x4"]["retention_unseen_site"] == pytest.approx(0.3 / 0.4)
+    assert table["teacher"].retention == 1.0
+    assert table["student-x4"].retention == pytest.approx(0.5 / 0.7, abs=1e-5)
+    assert table["student-x4"].retention_held_out_site == pytest.approx(0.3 / 0.4)
 
 
 def test_a_missed_structure_lowers_dice_and_is_counted(table):
     """Dice 0 enters the mean; its missing HD95 doesn't, and the count says so."""
-    assert table["student-x4"]["dice"] == pytest.approx((0.4 + 0.6) / 2)
-    assert table["student-x4"]["hd95_mm"] == pytest.approx((2.0 + 5.0) / 2)
-    assert (table["teacher"]["structures_missed"], table["student-x4"]["structures_missed"]) == (0, 1)
+    assert table["student-x4"].dice == pytest.approx((0.4 + 0.6) / 2)
+    assert table["student-x4"].hd95_mm == pytest.approx((2.0 + 5.0) / 2)
+    assert (table["teacher"].structures_missed, table["student-x4"].structures_missed) == (0, 1)
 
 
 def test_cpu_seconds_are_the_median_of_whole_scans(table):
     """A scan's steps are added first, then the median is taken over cases."""
-    assert table["teacher"]["cpu_seconds"] == 4.5
-    assert table["student-x4"]["cpu_seconds"] == 1.5
-    assert table["student-x4"]["cpu_seconds_network"] == 1.0
-    assert table["student-x4"]["cpu_reduction"] == pytest.approx(1 - 1.5 / 4.5, abs=1e-5)
-    assert table["student-x4"]["parameter_reduction"] == 0.93
+    assert table["teacher"].cpu_seconds == 4.5
+    assert table["student-x4"].cpu_seconds == 1.5
+    assert table["student-x4"].cpu_seconds_network == 1.0
+    assert table["student-x4"].cpu_reduction == pytest.approx(1 - 1.5 / 4.5, abs=1e-5)
+    assert table["student-x4"].parameter_reduction == 0.93
 
 
 def test_a_family_without_a_held_out_site_says_none():
     """No held-out site is None, not a figure."""
     rows = [row for row in ROWS if not row[2]]
-    found = family_table(FAMILY, card(rows), TIMES, MEMORY)
-    assert found[0]["dice_unseen_site"] is None
-    assert found[1]["retention_unseen_site"] is None
+    found = family_table(FAMILY, card(rows), TIMES, MEMORY, ERRORS, {})
+    assert found[0].dice_held_out_site is None
+    assert found[1].retention_held_out_site is None
 
 
 def test_a_member_without_timings_is_named():
     """A bundle that was never timed stops the table, by name."""
     with pytest.raises(SegdistillError, match="student-x4"):
-        family_table(FAMILY, card(ROWS), timings({"teacher": (1.0,)}), MEMORY)
+        family_table(FAMILY, card(ROWS), timings({"teacher": (1.0,)}), MEMORY, ERRORS, {})
 
 
 def test_scorecard_comes_back_as_written(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 
 from segdistill.evaluation.compare import compare_family
 from segdistill.evaluation.members import Member
-from segdistill.evaluation.verdict import Verdict, judge
+from segdistill.evaluation.verdict import judge
+from segdistill.family import Verdict
 
 FAMILY = (
     Member("teacher", "teacher", 1.0, 1, 1, Path("teacher")),
@@ -18,13 +19,13 @@ FAMILY = (
 WOBBLE = (0.000, 0.001, -0.001, 0.002, -0.002, 0.001)
 
 
-def card(student: float, control: float, unseen: float = 0.0, hd95: float = 0.0) -> pd.DataFrame:
+def card(student: float, control: float, held_out: float = 0.0, hd95: float = 0.0) -> pd.DataFrame:
     """Six seen subjects and six of a held-out site, with two structures, the teacher at Dice 0.8.
 
     Args:
         student: what the student's Dice is above the teacher's.
         control: what the control's is.
-        unseen: what the student's is above the control's on the held-out site.
+        held_out: what the student's is above the control's on the held-out site.
         hd95: what the student's HD95 is above the control's, mm, on seen sites.
     """
     shift = {"teacher": 0.0, "student-x4": student, "control-x4": control}
@@ -38,7 +39,7 @@ def card(student: float, control: float, unseen: float = 0.0, hd95: float = 0.0)
                 rows.append(
                     (name, f"site_{number % 2}", False, f"s{number}", structure, level + much, distance)
                 )
-                far = (unseen + wobble) if name == "student-x4" else 0.0
+                far = (held_out + wobble) if name == "student-x4" else 0.0
                 rows.append((name, "away", True, f"u{number}", structure, level - 0.1 + far, 3.0))
     columns = ["model", "site", "held_out", "case", "structure", "dice", "hd95_mm"]
     table = pd.DataFrame(rows, columns=columns)
@@ -47,7 +48,7 @@ def card(student: float, control: float, unseen: float = 0.0, hd95: float = 0.0)
 
 def verdict(table: pd.DataFrame, margin: float = 0.013) -> Verdict:
     """The student's verdict."""
-    (found,) = judge(FAMILY, table, compare_family(FAMILY, table, 0.95, 1), margin)
+    (found,) = judge(FAMILY, table, compare_family(FAMILY, table, 0.95, 1), margin).values()
     return found
 
 
@@ -87,7 +88,7 @@ def test_missing_a_hard_structure_does_not_better_hd95() -> None:
     ("table", "better_in"),
     [
         (card(student=-0.01, control=-0.03), ("dice",)),
-        (card(student=-0.01, control=-0.01, unseen=0.02), ("dice_unseen_site",)),
+        (card(student=-0.01, control=-0.01, held_out=0.02), ("dice_held_out_site",)),
         (card(student=-0.01, control=-0.01, hd95=-0.5), ("hd95_mm",)),
         (card(student=-0.01, control=-0.01), ()),
     ],
@@ -108,15 +109,15 @@ def test_a_sure_loss_of_dice_is_not_made_up_for() -> None:
 
 def test_the_worst_structure_and_site_are_named() -> None:
     """Where the student loses most, with the loss against the teacher."""
-    found = verdict(card(student=-0.02, control=-0.02, unseen=-0.05))
+    found = verdict(card(student=-0.02, control=-0.02, held_out=-0.05))
     assert (found.worst_structure, found.worst_site) == ("small", "away")
     assert found.worst_structure_loss == pytest.approx(0.03, abs=1e-3)
     assert found.worst_site_loss == pytest.approx(0.05, abs=1e-3)
 
 
 def test_without_a_control_nothing_is_said_about_it() -> None:
-    """A family without controls has no answer to whether distillation earned its place."""
+    """A family without controls has no answer to whether distillation added anything."""
     table = card(student=-0.005, control=0.0)
     table = table[table["model"] != "control-x4"]
-    (found,) = judge(FAMILY[:2], table, compare_family(FAMILY[:2], table, 0.95, 1), 0.013)
+    (found,) = judge(FAMILY[:2], table, compare_family(FAMILY[:2], table, 0.95, 1), 0.013).values()
     assert found.beats_control is None

@@ -16,7 +16,7 @@ from segdistill.cli import app
 from segdistill.files import SegdistillError
 from segdistill.interop.exporting import export_nnunet
 from segdistill.interop.importing import import_nnunet, read_checkpoint
-from segdistill.interop.names import hand_over, our_axes, take_over, turned
+from segdistill.interop.names import hand_over, our_axes, reordered, take_over
 from segdistill.network.architecture import Architecture
 from segdistill.network.model import Model, read_model, write_model
 from segdistill.network.unet import UNet, own_tensors
@@ -78,6 +78,13 @@ def fullres(plans: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def intensities(plans: dict[str, Any], **changes: object) -> None:
+    """Plans of a CT with usual intensities, but for ``changes``."""
+    fullres(plans)["normalization_schemes"] = ["CTNormalization"]
+    usual = {"mean": 1.0, "std": 2.0, "percentile_00_5": -10.0, "percentile_99_5": 10.0}
+    plans["foreground_intensity_properties_per_channel"] = {"0": usual | changes}
+
+
 @pytest.mark.parametrize("transpose", list(permutations(range(3))))
 def test_weights_come_back_through_every_order_of_axes(transpose: tuple[int, int, int]) -> None:
     """Handed over and taken over with any order of axes, every weight is what and where it was."""
@@ -88,7 +95,7 @@ def test_weights_come_back_through_every_order_of_axes(transpose: tuple[int, int
     for name, value in own_tensors(source).items():
         assert torch.equal(own_tensors(target)[name], value), name
     zyx = ("z", "y", "x")
-    assert turned([zyx[axis] for axis in transpose], axes) == ("x", "y", "z")
+    assert reordered([zyx[axis] for axis in transpose], axes) == ("x", "y", "z")
 
 
 def test_an_export_is_imported_as_the_same_model(tmp_path: Path) -> None:
@@ -105,7 +112,7 @@ def test_an_export_is_imported_as_the_same_model(tmp_path: Path) -> None:
     assert after.training["dataset"] == "Dataset123_Toy"
     for name, value in own_tensors(before.network).items():
         assert torch.equal(own_tensors(after.network)[name], value), name
-    with pytest.raises(SegdistillError, match=r"plan\.json: exists"):
+    with pytest.raises(SegdistillError, match="b: exists"):
         import_nnunet(done.folder, tmp_path / "b")
 
 
@@ -153,6 +160,13 @@ def _architecture(plans: dict[str, Any], **changes: Any) -> None:
         ("dataset.json", lambda d: d["channel_names"].update({"1": "T2"}), "2 channels"),
         ("dataset.json", lambda d: d["labels"].update(both=[1, 2]), "regions"),
         ("dataset.json", lambda d: d["labels"].update(two=5), "codes"),
+        ("dataset.json", lambda d: d["labels"].update(other=2), "two names"),
+        ("plans.json", lambda p: fullres(p).update(use_mask_for_norm=["False"]), "use_mask_for_norm"),
+        ("plans.json", lambda p: intensities(p, mean=float("nan")), "no finite number for mean"),
+        ("plans.json", lambda p: intensities(p, std="1"), "no finite number for std"),
+        ("plans.json", lambda p: intensities(p, std=0.0), "std_hu be above 0"),
+        ("plans.json", lambda p: intensities(p, percentile_00_5=20.0), "clip_hu rise"),
+        ("plans.json", lambda p: fullres(p).update(spacing=[float("inf"), 1, 1]), "plans.json"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(
@@ -192,6 +206,91 @@ def test_plans_of_older_versions_are_understood(tmp_path: Path) -> None:
     edited(results, "plans.json", older)
     made = import_nnunet(results, tmp_path / "b")
     assert read_model(made.teacher, Plan.read(made.plan)).network.architecture == usual
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channel_names": ["MRI"]},
+        {"channel_names": "MRI"},
+        {"labels": {"two": 2, "one": 1, "background": 0}},
+        {"labels": {"background": "0", "one": "1", "two": "2"}},
+        {"labels": {"0": "background", "1": "one", "2": "two"}},
+        {"labels": {"background": 0, "one": [1], "two": [2], "ignore": 3}},
+    ],
+)
+def test_variants_of_dataset_json_mean_the_same_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """However a results folder writes channels and labels, where the meaning is clear it is imported."""
+    results = export_nnunet(model(tmp_path / "a"), PLAN, tmp_path / "results").folder
+    edited(results, "dataset.json", lambda body: body.update(changes))
+    made = import_nnunet(results, tmp_path / "b", task="toy", label_protocol="toy")
+    assert Plan.read(made.plan) == PLAN
+
+
+def altered(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a checkpoint."""
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    state = torch.load(path, weights_only=True)
+    edit(state)
+    torch.save(state, path)
+
+
+def fill(state: dict[str, Any], value: float) -> None:
+    """Put a value into one place of one tensor."""
+    state["network_weights"]["encoder.stages.0.0.convs.0.conv.weight"].view(-1)[3] = value
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda s: fill(s, float("nan")), r"1 of the \d+ values of encoder\.stages\.0.*NaN or infinite"),
+        (lambda s: fill(s, float("-inf")), "NaN or infinite"),
+        (lambda s: s["init_args"].pop("configuration"), "don't name the configuration"),
+        (lambda s: s.update(init_args=None), "not a checkpoint of nnU-Net v2"),
+        (lambda s: s.pop("init_args"), "not a checkpoint of nnU-Net v2"),
+        (lambda s: s.update(network_weights=[1.0]), "not a checkpoint of nnU-Net v2"),
+        (lambda s: s.update(network_weights={}), "don't fit the network"),
+        (lambda s: s["network_weights"].update(extra="text"), "extra in network_weights isn't a plain"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_a_network_is_refused(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    """Weights that aren't finite and missing or odd parts are refused by name; nothing is written."""
+    results = export_nnunet(model(tmp_path / "a"), PLAN, tmp_path / "results").folder
+    altered(results, edit)
+    with pytest.raises(SegdistillError, match=says):
+        import_nnunet(results, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 300, 5000, -1])
+def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path: Path, length: int) -> None:
+    """However few bytes of a checkpoint are left, it is refused with what to do."""
+    results = export_nnunet(model(tmp_path / "a"), PLAN, tmp_path / "results").folder
+    path = results / "fold_0" / "checkpoint_final.pth"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(SegdistillError, match="Copy it anew"):
+        read_checkpoint(path)
+
+
+def test_odd_notes_in_a_checkpoint_do_not_stop_its_import(tmp_path: Path) -> None:
+    """What is only noted of a checkpoint may be anything: what is no text or number is left out."""
+    results = export_nnunet(model(tmp_path / "a"), PLAN, tmp_path / "results").folder
+    altered(results, lambda s: s.update(trainer_name=torch.ones(2), current_epoch=float("nan")))
+    made = import_nnunet(results, tmp_path / "b")
+    training = read_model(made.teacher, Plan.read(made.plan)).training
+    assert (training["trainer"], training["epochs"]) == (None, 0)
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path) -> None:
+    """A network with an infinity in it is no results folder."""
+    made = model(tmp_path / "a")
+    with torch.no_grad():
+        next(iter(own_tensors(made.network).values())).view(-1)[0] = float("inf")
+    with pytest.raises(SegdistillError, match="NaN or infinite"):
+        export_nnunet(made, PLAN, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 class _Payload:

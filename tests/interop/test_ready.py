@@ -9,8 +9,9 @@ import torch
 from segdistill.files import SegdistillError
 from segdistill.interop.exporting import export_nnunet
 from segdistill.interop.importing import import_nnunet
-from segdistill.interop.ready import ready_network, ready_plan, take_teacher
-from segdistill.network.architecture import Architecture
+from segdistill.interop.ready import ready_network, take_teacher
+from segdistill.interop.ready_plan import ready_plan
+from segdistill.network.architecture import Architecture, NetworkKnobs
 from segdistill.network.model import read_model
 from segdistill.network.unet import UNet
 from segdistill.sites.manifest import Case, Site
@@ -18,15 +19,15 @@ from segdistill.training.distillation.inherit import inherit
 from segdistill.training.losses import supervised_loss
 from tests.interop.test_interop import FLAT, PLAN, model
 
-KNOBS = {
-    "base_channels": 32,
-    "max_channels": 320,
-    "stages": 4,
-    "stem_stride": 2,
-    "norm": "batch",
-    "min_channels": 3,
-    "deep_supervision": 2,
-}
+KNOBS = NetworkKnobs(
+    base_channels=32,
+    max_channels=320,
+    stages=4,
+    stem_stride=2,
+    norm="batch",
+    min_channels=3,
+    deep_supervision=2,
+)
 SITE = Site(
     "ward",
     "toy",

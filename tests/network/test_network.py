@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdistill.files import SegdistillError
-from segdistill.network.architecture import Architecture
+from segdistill.network.architecture import Architecture, NetworkKnobs
 from segdistill.network.export import activations, agreement, export_onnx
 from segdistill.network.model import MODEL_JSON, WEIGHTS, TorchBackend, read_model, write_model
 from segdistill.network.quantise import quantise
@@ -22,15 +22,15 @@ from segdistill.runtime.plan import Normalisation, Plan, Structure
 from segdistill.runtime.setting import Precision, processor
 from segdistill.runtime.windows import predict
 
-KNOBS = {
-    "base_channels": 8,
-    "max_channels": 20,
-    "stages": 3,
-    "stem_stride": 2,
-    "norm": "batch",
-    "min_channels": 3,
-    "deep_supervision": 1,
-}
+KNOBS = NetworkKnobs(
+    base_channels=8,
+    max_channels=20,
+    stages=3,
+    stem_stride=2,
+    norm="batch",
+    min_channels=3,
+    deep_supervision=1,
+)
 PLAN = Plan(
     task="toy",
     modality="mri",
@@ -49,7 +49,7 @@ PLAN = Plan(
 
 def _network(width: float = 1.0, **knobs: object) -> UNet:
     torch.manual_seed(0)
-    return UNet(Architecture.scaled(KNOBS | knobs, width, PLAN.channels_out))
+    return UNet(Architecture.scaled(replace(KNOBS, **knobs), width, PLAN.channels_out))
 
 
 def test_a_student_scales_every_level_down_to_the_floor() -> None:
@@ -61,7 +61,7 @@ def test_a_student_scales_every_level_down_to_the_floor() -> None:
 
 def test_a_quarter_of_the_width_has_a_sixteenth_of_the_parameters() -> None:
     """The x1/4 student of the default family has at least 93.7% fewer parameters than its teacher."""
-    knobs = KNOBS | {"base_channels": 32, "max_channels": 320, "stages": 4, "deep_supervision": 2}
+    knobs = replace(KNOBS, base_channels=32, max_channels=320, stages=4, deep_supervision=2)
     teacher, student = (inference_parameters(UNet(Architecture.scaled(knobs, w, 11))) for w in (1, 0.25))
     assert 1 - student / teacher >= 0.937
 
@@ -80,7 +80,7 @@ def test_knobs_that_make_no_network_are_named(
 ) -> None:
     """A wrong knob of the network is refused with its name."""
     with pytest.raises(SegdistillError, match=named):
-        Architecture.scaled(KNOBS | knobs, width, 3)
+        Architecture.scaled(replace(KNOBS, **knobs), width, 3)
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
@@ -299,7 +299,7 @@ def test_bf16_network_says_nearly_the_same(tmp_path: Path) -> None:
 def test_large_inputs_are_run_at_their_own_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    """Compiled for one size, with sums for concatenations, the network still says the same."""
+    """Compiled for one size, with sums for concatenations, the network still gives the same."""
     if precision == "bf16" and "avx512_bf16" not in processor()["features"]:
         pytest.skip("this processor has no bf16")
     export_onnx(_network(norm="instance").eval(), PLAN, tmp_path / "model.onnx")
@@ -388,7 +388,7 @@ def test_activations():
     """The values held at once per voxel grow with the width, and cover the finest level's own maps."""
     patch = (16, 16, 16)
     teacher, student = (
-        UNet(Architecture.scaled({**KNOBS, "stem_stride": 1}, width, 3)) for width in (1.0, 0.5)
+        UNet(Architecture.scaled(replace(KNOBS, stem_stride=1), width, 3)) for width in (1.0, 0.5)
     )
     finest = teacher.architecture.channels[0]
     assert 4 * finest < activations(teacher, patch) < 12 * finest

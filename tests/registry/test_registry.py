@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pipelines import champion as champion_stage
 from pipelines import register as register_stage
 from segdistill.cli import app
-from segdistill.files import read_json, write_json
+from segdistill.files import SegdistillError, read_json, write_json
 from segdistill.registry.champion import aliases, fetch_bundle, resolve
 from segdistill.registry.lineage import read_lineage
 from segdistill.registry.promote import promote
@@ -81,7 +81,7 @@ def test_every_member_is_a_version_with_what_a_person_compares(root: Path) -> No
         assert float(student[name]) == figures[name]
     for name in (
         "dice",
-        "dice_unseen_site",
+        "dice_held_out_site",
         "nsd",
         "hd95_mm",
         "retention",
@@ -288,6 +288,8 @@ def test_the_command_promotes_as_the_function_does(root: Path) -> None:
         app, ["promote", "student-x4", "--reason", "best", "--alias", "typed", "--root", str(root)]
     )
     assert run.exit_code == 0, run.output
+    assert "typed is now v2 student-x4 (before: none)" in run.output
+    assert run.output.endswith("next:\n  dvc repro package\n")
     assert aliases(root, TASK)["typed"] == 2
     wrong = CliRunner().invoke(app, ["promote", "77", "--reason", "best", "--root", str(root)])
     assert wrong.exit_code == 1
@@ -319,6 +321,17 @@ def test_an_empty_registry_says_what_to_run(root: Path) -> None:
     """Resolving before anything is registered names the stage to run."""
     with pytest.raises(RegistryError, match="dvc repro register"):
         resolve(root, "abdomen_ct", "champion")
+
+
+def test_weights_that_are_not_finite_are_not_registered(tmp_path: Path) -> None:
+    """A bundle with a NaN in its network is refused by the tensor's name."""
+    root = make_root(tmp_path)
+    bundle = root / "bundles" / TASK / "teacher"
+    threshold_bundle(
+        bundle, (float("nan"),), provenance={"name": "teacher", "role": "teacher", "width": 1.0}
+    )
+    with pytest.raises(SegdistillError, match=r"model\.onnx: .*bias are NaN or infinite"):
+        register_family(root, TASK)
 
 
 def test_what_cannot_be_traced_is_not_registered(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from segdistill import telemetry
 from segdistill.registry.champion import fetch_bundle, resolve
 from segdistill.registry.promote import promote
 from segdistill.registry.register import model_name, register_family
@@ -25,7 +26,7 @@ def command(port: int, *more: str) -> list[str]:
 
 def environment(root: Path) -> dict[str, str]:
     """As 'make ui' sets it."""
-    off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **telemetry.OFF}
     return watched(root / "server", **off)
 
 

@@ -1,5 +1,7 @@
 import json
-import shutil
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -88,12 +90,63 @@ def test_names_outside_the_folder(folder, name):
     refused(folder, "provenance.json", repr(name))
 
 
-def test_link_out_of_the_folder(folder):
-    """A symbolic link in place of a file is refused though its content is right."""
-    shutil.copy(folder / "model.onnx", folder.parent / "elsewhere.onnx")
-    (folder / "model.onnx").unlink()
-    (folder / "model.onnx").symlink_to(folder.parent / "elsewhere.onnx")
-    refused(folder, "model.onnx", "plain file")
+def linked(folder):
+    """Move the files of a bundle elsewhere and leave links to them, read-only, as DVC does."""
+    cache = folder.parent / "cache"
+    cache.mkdir()
+    for path in folder.iterdir():
+        path.chmod(0o444)
+        path.rename(cache / path.name)
+        path.symlink_to(cache / path.name)
+    return cache
+
+
+def test_links_to_the_sealed_bytes(folder, tmp_path):
+    """A bundle of links is read where the bytes are the sealed ones, and copied as plain files."""
+    before = digest(folder)
+    linked(folder)
+    bundle = Bundle.read(folder)
+    assert bundle.digest == before
+    sealed = seal(folder, tmp_path / "registered", {}, {})
+    assert not any(path.is_symlink() for path in sealed.folder.iterdir())
+    assert (sealed.folder / "model.onnx").stat().st_mode & 0o200  # a copy of one's own
+
+
+def test_links_to_other_bytes(folder):
+    """A link to other bytes is noticed as a changed file is, and a link to nothing as a missing one."""
+    cache = linked(folder)
+    (cache / "model.onnx").unlink()
+    refused(folder, "model.onnx", "no such file")
+    (cache / "model.onnx").write_bytes(b"other")
+    refused(folder, "model.onnx", "changed")
+
+
+def test_writing_over_links(folder):
+    """A bundle that is written anew in place of links leaves what they point to as it was."""
+    cache = linked(folder)
+    before = {path.name: path.read_bytes() for path in cache.iterdir()}
+    threshold_bundle(folder, [7.0])
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["symlink", "hardlink", "copy"])
+def test_every_type_of_cache_that_dvc_has(tmp_path, kind):
+    """Bundles that DVC keeps as links into its cache are read, and written anew past the cache."""
+
+    def dvc(*words):
+        env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+        subprocess.run([sys.executable, "-m", "dvc", *words], cwd=tmp_path, env=env, check=True)
+
+    dvc("init", "--no-scm", "--quiet")
+    dvc("config", "cache.type", kind)
+    threshold_bundle(tmp_path / "bundles" / "a")
+    dvc("add", "--quiet", "bundles")
+    assert (tmp_path / "bundles" / "a" / "model.onnx").is_symlink() == (kind == "symlink")
+    before = Bundle.read(tmp_path / "bundles" / "a").digest
+    assert threshold_bundle(tmp_path / "bundles" / "a", [7.0]).digest != before
+    dvc("checkout", "--quiet", "--force")
+    assert Bundle.read(tmp_path / "bundles" / "a").digest == before
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "plan.json"])

@@ -11,8 +11,9 @@ import pytest
 
 from segdistill.files import SegdistillError
 from segdistill.runtime.__main__ import main
+from segdistill.runtime.backend import EngineError
 from segdistill.runtime.preprocess import crop, to_grid
-from segdistill.runtime.segment import STEPS, Segmentator, peak_bytes
+from segdistill.runtime.segment import STEPS, Segmentator, open_backend, peak_bytes
 from segdistill.runtime.setting import Setting, processor
 from segdistill.volume import (
     Volume,
@@ -22,6 +23,7 @@ from segdistill.volume import (
     same_grid,
     write_volume,
 )
+from segdistill.volume.memory import TooLittleMemoryError
 from tests.onnx_models import ball_file, ball_scan, make_plan, threshold_bundle
 
 OBLIQUE = np.array([[-1.4, 0.1, 0.2, 30], [0.1, -1.4, 0.1, 25], [0.1, 0.1, 3.5, -40], [0, 0, 0, 1]])
@@ -47,6 +49,18 @@ def test_scan_to_label_map(tmp_path, mode, name):
     assert outcome.volumes_ml == {"structure_1": pytest.approx(np.sum(outcome.labels == 1) * voxel_ml)}
     # A ball of 14 mm has 4/3 pi 1.4^3 = 11.49 ml.
     assert outcome.volumes_ml["structure_1"] == pytest.approx(11.49, rel=0.05)
+
+
+def test_a_scan_without_orientation_is_not_segmented(tmp_path):
+    """Left and right are never assumed: without a form that counts there's a reason, no label map."""
+    image = nib.Nifti1Image(ball_scan((24, 24, 24))[0].array, None)
+    image.to_filename(tmp_path / "scan.nii")
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    with pytest.raises(
+        VolumeError, match=r"scan\.nii: .*no orientation.*left and right are unknown.*DICOM"
+    ):
+        segmentator.segment_file(tmp_path / "scan.nii", tmp_path / "labels.nii")
+    assert not (tmp_path / "labels.nii").exists()
 
 
 def test_steps_are_timed_in_order(tmp_path):
@@ -209,11 +223,107 @@ def test_engine_gives_its_memory_back(tmp_path, monkeypatch, backend):
     segmentator = Segmentator(bundle, setting=Setting(backend, "f32", "whole", 0.5, 1))
     first, (scan, mask) = segmentator.backend, ball_scan()
     free = iter([0.0, 1e9, 0.0, 0.0])
+    opened = []
+
+    def watched(*arguments):
+        opened.append(segmentator.backend is not None)  # the old one is there until the new one is
+        return open_backend(*arguments)
+
+    monkeypatch.setattr("segdistill.runtime.segment.open_backend", watched)
     monkeypatch.setattr("segdistill.runtime.segment.available_bytes", lambda: next(free))
     np.testing.assert_array_equal(segmentator.segment(scan).labels, mask)
     assert segmentator.backend is not first
-    with pytest.raises(SegdistillError, match=r"0\.0 GB are free"):
+    with pytest.raises(TooLittleMemoryError, match=r"0\.0 GB are free"):
         segmentator.segment(scan)
+    assert opened == [True, True]
+
+
+def test_engine_that_cannot_be_opened_anew(tmp_path, monkeypatch):
+    """Where no second engine can be opened, the large scan is refused and the engine goes on."""
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    scan, mask = ball_scan()
+
+    def none(*_):
+        raise SegdistillError("no memory")
+
+    with monkeypatch.context() as tight:
+        tight.setattr("segdistill.runtime.segment.available_bytes", lambda: 1.0)
+        tight.setattr("segdistill.runtime.segment.open_backend", none)
+        with pytest.raises(SegdistillError, match="no memory"):
+            segmentator.segment(scan)
+        assert segmentator.ready()
+    np.testing.assert_array_equal(segmentator.segment(scan).labels, mask)
+
+
+@pytest.mark.parametrize("failure", [EngineError("bad"), MemoryError()])
+def test_engine_that_failed(tmp_path, monkeypatch, failure):
+    """An engine that failed isn't ready until it is opened anew, which asking does, as the next scan."""
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    scan, mask = ball_scan()
+
+    def broken(_):
+        raise failure
+
+    def none(*_):
+        raise SegdistillError("no memory")
+
+    for heal in (segmentator.ready, lambda: True):
+        segmentator.backend = broken
+        with pytest.raises((EngineError, TooLittleMemoryError)):
+            segmentator.segment(scan)
+        with monkeypatch.context() as tight:
+            tight.setattr("segdistill.runtime.segment.open_backend", none)
+            assert not segmentator.ready()
+            assert not segmentator.ready()
+            with pytest.raises(SegdistillError, match="no memory"):
+                segmentator.segment(scan)
+        assert heal()
+        np.testing.assert_array_equal(segmentator.segment(scan).labels, mask)
+    assert segmentator.ready()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_network_that_cannot_run(tmp_path, backend):
+    """What an engine raises while it runs is an error that says so, and the next scan is segmented."""
+    bundle = threshold_bundle(tmp_path / "bundle")
+    network = open_backend(bundle, Setting(backend, "f32", "windows", 0.5, 1))
+    with pytest.raises(EngineError, match="can't run the network for 16 x 16 x 16 voxels"):
+        network(np.zeros((1, 2, 16, 16, 16), np.float32))  # a channel that it doesn't know
+    assert network(np.zeros((1, 1, 16, 16, 16), np.float32)).shape == (1, 2, 16, 16, 16)
+
+
+def _same(scan):
+    return scan
+
+
+def _spelt_otherwise(scan):
+    return scan.parent / "bundle" / ".." / scan.name
+
+
+def _symlink(scan):
+    link = scan.parent / "link.nii.gz"
+    link.symlink_to(scan)
+    return link
+
+
+def _hardlink(scan):
+    link = scan.parent / "link.nii.gz"
+    link.hardlink_to(scan)
+    return link
+
+
+@pytest.mark.parametrize("name", [_same, _spelt_otherwise, _symlink, _hardlink])
+def test_label_map_in_place_of_the_scan(tmp_path, name):
+    """A label map that would take the scan's place, by whatever name, is refused; the scan stays."""
+    segmentator = Segmentator(threshold_bundle(tmp_path / "bundle"))
+    scan = tmp_path / "scan.nii.gz"
+    ball_file(scan)
+    before = scan.read_bytes()
+    other = name(scan)
+    for source, target in ((scan, other), (other, scan)):
+        with pytest.raises(VolumeError, match="take the place of the scan"):
+            segmentator.segment_file(source, target)
+    assert scan.read_bytes() == before
 
 
 def test_whole_volume_that_does_not_fit(tmp_path, monkeypatch):
@@ -277,6 +387,9 @@ def test_command_line_error(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == f"error: {scan}: no such file. Check the path.\n"
+    ball_file(scan)
+    assert main([str(bundle.folder), str(scan), str(scan)]) == 2
+    assert "take the place of the scan" in capsys.readouterr().err
 
 
 def test_no_training_library_at_the_bedside():

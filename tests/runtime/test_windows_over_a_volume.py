@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -119,6 +122,15 @@ def test_onnx_thresholds(tmp_path):
         np.testing.assert_array_equal(logits[0].argmax(axis=0), expected)
 
 
+def test_no_more_threads_than_cpus(tmp_path):
+    """Asked for absurdly many threads, an engine takes as many as the machine has CPUs."""
+    path = threshold_model(tmp_path / "model.onnx", [10.0])
+    before = len(list(Path("/proc/self/task").iterdir()))
+    engine = OnnxBackend(path, 500)
+    engine(np.zeros((1, 1, 8, 8, 8), np.float32))
+    assert len(list(Path("/proc/self/task").iterdir())) - before <= 2 * os.cpu_count() + 8
+
+
 def test_not_an_onnx_model(tmp_path):
     """A file that's no ONNX model, or none at all, is named with what to do."""
     with pytest.raises(SegdistillError, match=r"none\.onnx.*no such file.*[Ff]etch"):
@@ -169,3 +181,34 @@ def test_usable_cpus_follow_affinity():
     finally:
         os.sched_setaffinity(0, before)
     assert 1 <= usable_cpus() <= len(before)
+
+
+class Overflowing:
+    """A network of finite weights one of whose logits isn't a number, at one voxel."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, x):
+        """Two channels of zeros but for the value at the brightest voxel, in the second."""
+        logits = np.zeros((1, 2, *x.shape[2:]), np.float32)
+        logits[:, 1][x[:, 0] == 1] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("mode", ["windows", "whole"])
+def test_logits_that_are_no_numbers_are_refused(mode, value):
+    """One logit that is NaN or infinite, in whichever window, is the model's error, never background."""
+    for place in [(0, 0, 0), (20, 20, 20), (39, 39, 39)]:
+        array = np.zeros((1, 40, 40, 40), np.float32)
+        array[(0, *place)] = 1
+        with pytest.raises(SegdistillError, match="network gave logits that are NaN or infinite"):
+            predict(array, make_plan(1, mode=mode), Overflowing(value))
+
+
+def test_large_logits_are_results():
+    """Logits so large that their sum overflows are still compared."""
+    plan = make_plan(1, mode="whole")
+    logits = predict(np.ones((1, 16, 16, 16), np.float32), plan, Overflowing(3e38))
+    assert (logits[1] == np.float32(3e38)).all()

@@ -1,6 +1,9 @@
 """The gate before the service, in front of an application that reads the form for real."""
 
+import errno
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import httpx
@@ -24,6 +27,11 @@ async def _tell(request: Request) -> JSONResponse:
     return JSONResponse({"fields": list(form), "name": scan.filename, "bytes": len(body)})
 
 
+async def _open(_: Request) -> JSONResponse:
+    """A door that must not be reached."""
+    return JSONResponse({"open": True})
+
+
 async def _ping(_: Request) -> JSONResponse:
     return JSONResponse({})
 
@@ -35,13 +43,20 @@ def ask(
     files: object = None,
     data: dict[str, str] | None = None,
     headers: dict[str, str] | None = None,
+    root_path: str = "",
 ) -> httpx.Response:
     """Send one request through the gate."""
-    app = Starlette(routes=[Route("/segment", _tell, methods=["POST"]), Route("/livez", _ping)])
+    app = Starlette(
+        routes=[
+            Route("/segment", _tell, methods=["POST"]),
+            Route("/livez", _ping),
+            Route("/{other:path}", _open, methods=["POST", "PUT", "PATCH", "DELETE"]),
+        ]
+    )
     gate = UploadGate(app, LIMIT, ("/segment",))
 
     async def go() -> httpx.Response:
-        transport = httpx.ASGITransport(app=gate)
+        transport = httpx.ASGITransport(app=gate, root_path=root_path)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(
                 method, path, content=content, files=files, data=data, headers=headers
@@ -148,3 +163,86 @@ def test_a_body_that_does_not_tell_its_length_is_stopped_at_the_limit() -> None:
 def test_what_takes_no_upload_is_left_alone() -> None:
     """Health checks pass the gate as they are."""
     assert ask("GET", "/livez").status_code == 200
+
+
+CLOSED = [
+    ("POST", "/segment/submit"),
+    ("POST", "//segment"),
+    ("POST", "/segment/"),
+    ("POST", "/%2fsegment"),
+    ("POST", "/segment%2f"),
+    ("POST", "/SEGMENT"),
+    ("POST", "/api/segment"),
+    ("POST", "/segment;x=1"),
+    ("POST", "/"),
+    ("POST", "/livez"),
+    ("PUT", "/volumes/cancel"),
+    ("PATCH", "/anything"),
+    ("DELETE", "/anything"),
+    ("QUERY", "/anything"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+@pytest.mark.parametrize("root_path", ["", "/brains"])
+def test_the_gate_is_closed_to_all_but_the_known_uploads(method: str, path: str, root_path: str) -> None:
+    """Whatever is asked otherwise than by reading, anywhere but at the known addresses, gets 404."""
+    answer = ask(
+        method,
+        root_path + path,
+        content=form(("scan", "a.nii", b"1")),
+        headers=FORM,
+        root_path=root_path,
+    )
+    assert answer.status_code == 404
+    assert "A scan goes by POST to /segment." in answer.json()["error"]
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_an_upload_is_a_post(method: str) -> None:
+    """The right address with another method gets 405."""
+    answer = ask(method, content=form(("scan", "a.nii", b"1")), headers=FORM)
+    assert answer.status_code == 405
+
+
+@pytest.mark.parametrize("where", ["/segment", "/segment?x=1"])
+@pytest.mark.parametrize("root_path", ["", "/brains", "/api/v1"])
+def test_below_any_root_the_address_is_the_same(where: str, root_path: str) -> None:
+    """Where a proxy puts the service under a root, uploads go through the gate as without one."""
+    good = ask(path=root_path + where, files={"scan": ("a.nii", b"12")}, root_path=root_path)
+    assert good.json()["bytes"] == 2
+    bad = ask(path=root_path + where, content=b"http://127.0.0.1:1/", root_path=root_path)
+    assert bad.status_code == 415
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/livez", "/segment", "/anything"])
+def test_reading_brings_no_body(method: str, path: str) -> None:
+    """A request that reads is refused with a body, told its length or not."""
+    assert ask(method, path, content=b"body").status_code == 400
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"body"
+
+    assert ask(method, path, content=chunks()).status_code == 400
+
+
+def test_a_full_disk_is_the_fault_of_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An upload that the disk can't hold, or can't hold twice, gets 507 without a path."""
+    files = {"scan": ("a.nii", b"0" * 2000)}
+    nearly = shutil.disk_usage(tmp_path)._replace(free=1999)
+    monkeypatch.setattr("serving.service.gate.shutil.disk_usage", lambda _: nearly)
+    answer = ask(files=files)
+    assert answer.status_code == 507
+    assert answer.json()["error"].startswith("The disk of this service is full.")
+    monkeypatch.undo()
+
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space", str(tmp_path))
+
+    monkeypatch.setattr("starlette.datastructures.UploadFile.write", full)
+    answer = ask(files=files)
+    assert answer.status_code == 507
+    assert "/" not in answer.json()["error"]

@@ -15,6 +15,7 @@ from segdistill.registry.promote import promote
 from segdistill.registry.register import register_family
 from segdistill.runtime.bundle import Bundle
 from serving.packaging import bento as build
+from serving.packaging.bento import LIBRARY
 from tests.live_server import ROOT, watched
 from tests.small_family import TASK, make_root
 
@@ -64,7 +65,7 @@ def test_the_way_from_nobody_promoted_to_a_bento(root: Path, package: Package) -
     name, version = receipt["bento"].split(":")
     bento = root / "bentos" / "bentos" / name / version
     rooms = {path.name for path in (bento / "src" / "segdistill").iterdir()}
-    assert rooms == {"__init__.py", "files.py", "runtime", "volume"}
+    assert rooms == {*LIBRARY}
     requirements = (bento / "env" / "python" / "requirements.txt").read_text()
     assert "onnxruntime" in requirements
     for trainer in ("torch", "ray", "mlflow", "monai"):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segdistill.files import SegdistillError
+from segdistill.params import build
 from segdistill.simulation.anatomies import abdominal_ct, make_anatomy
 from segdistill.simulation.anatomy import Anatomy, read_anatomy
 from segdistill.simulation.ct import (
@@ -312,21 +313,21 @@ def test_the_same_seed_gives_the_same_bytes(anatomy: Anatomy, tmp_path: Path) ->
         ({"short": 2.0}, "short"),
         ({"short_mm": [80, 40]}, "short_mm"),
         ({"split": [1, 1, 1]}, "adds up to 3"),
-        ({"skull": True}, "exactly the keys"),
+        ({"skull": True}, "is no knob"),
     ],
 )
 def test_senseless_knobs_are_refused(change: dict[str, Any], says: str) -> None:
     """A site that contradicts itself is refused with the place in the parameters."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(SITE).items()} | change
     with pytest.raises(SegdistillError, match=f"sites.x.*{says}"):
-        SiteKnobs.from_params(values, "params.yaml: sites.x")
+        build(SiteKnobs, values, "params.yaml", "sites", "x")
 
 
 def test_the_tasks_own_parameters_hold() -> None:
     """The committed parameters describe five CT sites, one held out, one thick-sliced, all phases."""
     values = yaml.safe_load((ROOT / "tasks" / "abdominal_ct" / "params.yaml").read_text())
-    CohortKnobs.from_params(values["cohort"], "cohort")
-    sites = [SiteKnobs.from_params(site, name) for name, site in values["sites"].items()]
+    build(CohortKnobs, values["cohort"], "cohort")
+    sites = [build(SiteKnobs, site, name) for name, site in values["sites"].items()]
     assert len(sites) == 5
     assert sum(site.held_out for site in sites) == 1
     assert {site.phase for site in sites} == {"native", "arterial", "portal", "mixed"}

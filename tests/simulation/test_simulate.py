@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segdistill.files import SegdistillError
+from segdistill.params import build
 from segdistill.simulation import simulate
 from segdistill.simulation.anatomy import Anatomy
 from segdistill.simulation.mri import (
@@ -429,22 +430,22 @@ def test_tissue_knobs_spread_the_means() -> None:
         ({"voxel_mm": [0, 1, 1]}, "voxel_mm"),
         ({"orientation": "RAR"}, "orientation"),
         ({"neck_mm": [0.0, 120.0]}, "neck_mm"),
-        ({"colour": 1}, "exactly the keys"),
+        ({"colour": 1}, "is no knob"),
     ],
 )
 def test_senseless_site_knobs_are_refused(change: dict[str, Any], says: str) -> None:
     """A site that contradicts itself is refused with the line of params.yaml it is in."""
     values = vars(SITE) | {"split": [1, 1, 1], "voxel_mm": [2, 2, 2], "neck_mm": [0, 0]} | change
     with pytest.raises(SegdistillError, match=f"sites.x.*{says}"):
-        SiteKnobs.from_params(values, "params.yaml: sites.x")
+        build(SiteKnobs, values, "params.yaml", "sites", "x")
 
 
 @pytest.mark.parametrize("params", ["params.yaml"])
 def test_the_projects_own_parameters_hold(params: str) -> None:
     """The committed parameters describe at least 60 subjects on 5 sites, one of them held out."""
     values = yaml.safe_load((ROOT / params).read_text())
-    CohortKnobs.from_params(values["cohort"], params)
-    sites = [SiteKnobs.from_params(site, name) for name, site in values["sites"].items()]
+    build(CohortKnobs, values["cohort"], params)
+    sites = [build(SiteKnobs, site, name) for name, site in values["sites"].items()]
     assert len(sites) >= 5
     assert sum(site.subjects for site in sites) >= 60
     assert sum(site.held_out for site in sites) == 1

@@ -96,3 +96,17 @@ def test_a_missing_map_file_names_the_built_in_maps() -> None:
     """A choice that is neither a file nor a map is refused with the maps there are."""
     with pytest.raises(SegdistillError, match=r"no built-in map \(freesurfer, same\)"):
         choose_labels("nowhere.yaml", BRAIN)
+
+
+@pytest.mark.parametrize("text", ["1: csf\n'1': thalamus\n", "A b: csf\na-b: thalamus\n", "no: csf\n"])
+def test_a_map_file_that_can_be_read_two_ways_is_refused(tmp_path: Path, text: str) -> None:
+    """One code or name with two structures, and a name that YAML takes for a truth, are refused."""
+    (tmp_path / "map.yaml").write_text(text)
+    with pytest.raises(SegdistillError, match=r"map\.yaml: "):
+        choose_labels(str(tmp_path / "map.yaml"), read_protocol("brain_mri"))
+
+
+def test_a_code_may_be_quoted(tmp_path: Path) -> None:
+    """A code in quotes is still a code."""
+    (tmp_path / "map.yaml").write_text("'29': csf\n")
+    assert choose_labels(str(tmp_path / "map.yaml"), read_protocol("brain_mri")).by_code == {29: 1}

@@ -89,6 +89,37 @@ def test_nnunet_version_1_labels_are_read(tmp_path: Path) -> None:
     assert scan.names == {0: "background", 1: "csf"}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channel_names": ["T1"]},
+        {"channel_names": "T1"},
+        {"overwrite_image_reader_writer": "SimpleITKIO"},
+        {"labels": {"background": "0", "csf": "1"}},
+        {"labels": {"background": 0.0, "csf": [1]}},
+        {"numTraining": "1"},
+        {"numTraining": 1.0},
+    ],
+)
+def test_nnunet_variants_that_are_clear_are_read(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Lists for objects and text for numbers mean the same wherever only one meaning is possible."""
+    source = make_nnunet(tmp_path, train=1)
+    write_dataset(source, **({"labels": {"background": 0, "csf": 1}} | changes))
+    found = find_nnunet(source)
+    assert not found.problems
+    assert found.scans[0].names == {0: "background", 1: "csf"}
+
+
+@pytest.mark.parametrize("count", ["2", 2.0, "many", True])
+def test_nnunet_a_count_that_is_not_that_of_the_scans_is_a_problem(
+    tmp_path: Path, count: object
+) -> None:
+    """However numTraining is written, it must be the number of training scans."""
+    source = make_nnunet(tmp_path, train=1)
+    write_dataset(source, numTraining=count)
+    assert list(whats(find_nnunet(source))) == ["dataset.json"]
+
+
 def test_nnunet_region_labels_name_no_code(tmp_path: Path) -> None:
     """A region of several codes leaves their single codes unnamed."""
     source = make_nnunet(tmp_path, train=1)
@@ -103,6 +134,12 @@ def test_nnunet_region_labels_name_no_code(tmp_path: Path) -> None:
         ({"file_ending": ".nrrd"}, r"file_ending '\.nrrd'"),
         ({"labels": None}, "no labels"),
         ({"labels": {"x": "y"}}, "is no code and name"),
+        ({"labels": {"1": "2"}}, "is no code and name"),
+        ({"labels": {"csf": True}}, "is no code and name"),
+        ({"labels": {"csf": []}}, "is no code and name"),
+        ({"labels": {"csf": 1, "thalamus": "1"}}, "code 1 has two names"),
+        ({"channel_names": ["T1", "T2"]}, r"2 channels \(T1, T2\)"),
+        ({"dataset": {"case": {"images": ["a.nii.gz"]}}}, "lists its files under 'dataset'"),
         ({"labels": {"csf": 1, "ventricles": 1}}, "code 1 has two names"),
     ],
 )
@@ -136,7 +173,7 @@ def test_nnunet_lists_files_that_fit_nothing(tmp_path: Path) -> None:
     save_nifti(source / "labelsTr" / "fourth.nii.gz", label_array())
     write_dataset(source, numTraining=5)
     assert whats(find_nnunet(source)) == {
-        "imagesTr/other.nii.gz": "is not named CASE_0000.nii.gz",
+        "imagesTr/other.nii.gz": "is not named CASE_0000.nii.gz; scans of one channel are read",
         "imagesTr/third_0000.nii": "does not end in .nii.gz, its file_ending",
         "labelsTr/fourth.nii.gz": "has no scan in imagesTr",
         "dataset.json": "says numTraining 5, but imagesTr has 2 usable scan(s)",
@@ -238,6 +275,67 @@ def test_bids_refuses_an_unknown_derivative_and_a_broken_table(tmp_path: Path) -
         find_bids(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["sub-02", "sub-01_ses-2", "run-1"])
+def test_bids_folder_and_file_name_must_agree(tmp_path: Path, name: str) -> None:
+    """A scan or label map whose name says another subject or session than its folder is a problem."""
+    save_nifti(tmp_path / "sub-01" / "anat" / f"{name}_T1w.nii", scan_array(1))
+    labels = tmp_path / "derivatives" / "m"
+    save_nifti(labels / "sub-02" / "anat" / "sub-01_dseg.nii", label_array())
+    found = find_bids(tmp_path)
+    assert not found.scans
+    assert all("its name says" in what for what in whats(found).values())
+
+
+@pytest.mark.parametrize("codes", ["1\tcsf\n1\tthalamus\n", "1\tcsf\n1.0\tthalamus\n", "one\tcsf\n"])
+def test_bids_one_code_with_two_names_is_refused(tmp_path: Path, codes: str) -> None:
+    """A table that names a code twice, or a code that is no number, is refused and not guessed."""
+    make_bids(tmp_path, subjects=1)
+    (tmp_path / "derivatives" / "manual" / "dseg.tsv").write_text(f"index\tname\n{codes}")
+    with pytest.raises(SegdistillError, match=r"dseg\.tsv: index (1 has two names|'one' is no)"):
+        find_bids(tmp_path)
+
+
+def test_bids_two_tables_for_one_map_are_not_guessed(tmp_path: Path) -> None:
+    """Two tables that fit a label map equally well are both named."""
+    save_nifti(tmp_path / "sub-a" / "anat" / "sub-a_T1w.nii", scan_array(1))
+    save_nifti(tmp_path / "sub-a" / "anat" / "sub-a_desc-x_seg-y_dseg.nii", label_array())
+    for name in ("desc-x", "seg-y"):
+        (tmp_path / f"{name}_dseg.tsv").write_text("index\tname\n1\tcsf\n")
+    with pytest.raises(SegdistillError, match=r"desc-x_dseg\.tsv and seg-y_dseg\.tsv"):
+        find_bids(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ('{"FlipAngle": NaN, "EchoTime": 0.003}', {"echo_time_s": 0.003}),
+        ('{"EchoTime": 1e999, "FlipAngle": "9"}', {}),
+        ('[{"EchoTime": 0.003}]', None),
+        ('{"EchoTime": 0.003, "EchoTime": 0.005}', None),
+    ],
+)
+def test_bids_sidecars_give_numbers_or_a_problem(
+    tmp_path: Path, text: str, facts: dict[str, float] | None
+) -> None:
+    """A value that is no finite number is left out; a sidecar that is no object is a problem."""
+    image = save_nifti(tmp_path / "sub-a" / "anat" / "sub-a_T1w.nii", scan_array(1))
+    image.with_suffix(".json").write_text(text)
+    found = find_bids(tmp_path)
+    assert [scan.scanner for scan in found.scans] == ([] if facts is None else [facts])
+    assert list(whats(found)) == (["sub-a/anat/sub-a_T1w"] if facts is None else [])
+
+
+def test_hidden_files_are_nobodys_scans(tmp_path: Path) -> None:
+    """What macOS and interrupted copies leave beside scans isn't taken for one, in any layout."""
+    for layout, make in MAKERS.items():
+        source = make(tmp_path / layout)
+        before = find_scans(source, layout, Pick())
+        for path in list(source.rglob("*.*gz")):
+            path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+        save_mgz(source / ".partial-x" / "mri" / "orig.mgz", scan_array(1))
+        assert find_scans(source, layout, Pick()) == before
+
+
 # ---- FreeSurfer ----
 
 
@@ -277,6 +375,55 @@ def test_freesurfer_lists_unfinished_and_longitudinal_runs(tmp_path: Path) -> No
     problems = whats(find_freesurfer(tmp_path))
     assert "has not finished" in problems["bert0"]
     assert "longitudinal" in problems["bert1.long.base"]
+
+
+def test_fastsurfers_maps_are_said_and_taken_on_request(tmp_path: Path) -> None:
+    """A subject with other maps than the one asked for is a problem; --segmentation takes them."""
+    fast = "aparc.DKTatlas+aseg.deep.mgz"
+    make_freesurfer(tmp_path, subjects=2)
+    for number in range(2):
+        mri = tmp_path / f"bert{number}" / "mri"
+        (mri / "aparc.DKTatlas+aseg.mgz").rename(mri / fast)
+    found = find_freesurfer(tmp_path)
+    assert not found.scans
+    assert len(whats(found)) == 2
+    for what in whats(found).values():
+        assert f"{fast} of FastSurfer; say with --segmentation" in what
+    found = find_freesurfer(tmp_path, segmentation=fast)
+    assert {scan.label.name for scan in found.scans} == {fast}
+    assert not found.problems
+    with pytest.raises(SegdistillError, match="no subject"):
+        find_freesurfer(tmp_path, segmentation="aseg.deep.mgz")
+
+
+@pytest.mark.parametrize(
+    ("logs", "bare"),
+    [
+        (["recon-all.error", "recon-all.log"], False),
+        (["recon-all.log"], False),
+        (["deep-seg.log"], False),
+        (["recon-all.log", "recon-all.done"], True),
+        ([], True),
+    ],
+)
+def test_freesurfer_failed_runs_are_no_bare_scans(tmp_path: Path, logs: list[str], bare: bool) -> None:
+    """A run that failed or stopped before its map is a problem; a scan nobody segmented isn't."""
+    make_freesurfer(tmp_path, subjects=1)
+    (tmp_path / "bert0" / "mri" / "aparc.DKTatlas+aseg.mgz").unlink()
+    for name in logs:
+        (tmp_path / "bert0" / "scripts").mkdir(exist_ok=True)
+        (tmp_path / "bert0" / "scripts" / name).touch()
+    found = find_freesurfer(tmp_path)
+    assert [scan.label for scan in found.scans] == ([None] if bare else [])
+    assert list(whats(found)) == ([] if bare else ["bert0"])
+
+
+def test_freesurfer_a_failed_rerun_is_not_taken_with_its_old_map(tmp_path: Path) -> None:
+    """A failed run is a problem even where an older map lies beside the scan."""
+    make_freesurfer(tmp_path, subjects=1)
+    (tmp_path / "bert0" / "scripts").mkdir()
+    (tmp_path / "bert0" / "scripts" / "recon-all.error").touch()
+    assert "recon-all failed" in whats(find_freesurfer(tmp_path))["bert0"]
 
 
 def test_freesurfer_refuses_another_image(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_unknown_task_names_the_known_ones() -> None:
             "task: t\nprotocol: p\nstructures: {1: a, 2: b}\nmaps: {x: {a: 3, b: 2-4}}\n",
             "two structures",
         ),
-        ("task: [", "not a label protocol"),
+        ("task: [", "not a YAML file"),
     ],
 )
 def test_a_protocol_that_contradicts_itself_is_refused(tmp_path: Path, text: str, wrong: str) -> None:

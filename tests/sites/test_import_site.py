@@ -3,6 +3,9 @@
 import csv
 import errno
 import hashlib
+import os
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +25,9 @@ from import_layouts import (
     scan_array,
     write_dataset,
 )
+from typer.testing import CliRunner
 
+from segdistill.cli import app
 from segdistill.files import SegdistillError
 from segdistill.sites.imports import site as import_site
 from segdistill.sites.imports.privacy import patient_fields
@@ -329,8 +334,11 @@ def same_voxels(source: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "wrong"),
     [
-        (shift_label, "not on the same grid"),
-        (crop_label, "not on the same grid"),
+        (
+            shift_label,
+            "not on the same grid: the same voxel is up to 0.75 mm apart (0.5 voxels along axis 1",
+        ),
+        (crop_label, "not on the same grid: shape "),
         (strange_code, "unknown label code(s) 30, 77;"),
         (fractional_code, "whole numbers"),
         (empty_label, "only background"),
@@ -353,6 +361,19 @@ def test_one_bad_case_is_named_and_nothing_is_imported(
     ((case, what),) = problems.items()
     assert wrong in what
     assert case == "Trcase_001" or spoil is same_voxels
+
+
+def test_a_label_map_turned_by_rounding_is_on_the_scans_grid(tmp_path: Path) -> None:
+    """A direction that a round trip through another tool rounded is taken, and the site has one grid."""
+    source = make_nnunet(tmp_path / "data", train=3)
+    turned = AFFINE.copy()
+    turned[:2, :2] = AFFINE[:2, :2] @ np.array([[1, 1.1e-4], [-1.1e-4, 1]])
+    save_nifti(source / "labelsTr" / "Trcase_001.nii.gz", label_array(), turned)
+    added = add_site(Request("ward", source, tmp_path))
+    for case in added.site.cases:
+        image = read_volume(added.folder / case.image)
+        label = read_label_map(added.folder / str(case.label))
+        assert np.array_equal(image.affine, label.affine)
 
 
 def test_all_problems_of_all_cases_are_listed_at_once(tmp_path: Path) -> None:
@@ -415,6 +436,106 @@ def test_a_name_that_is_there_twice_is_named(tmp_path: Path) -> None:
     source = make_nnunet(tmp_path / "nnunet", train=1)
     save_nifti(source / "imagesTs" / "Trcase_000_0000.nii.gz", scan_array(8))
     assert "is there twice" in problems_of(source, tmp_path)["Trcase_000"]
+
+
+def unfetched(path: Path) -> None:
+    """Leave a link where a file was, as git-annex does until its content is fetched."""
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/none")
+
+
+def test_a_link_that_leads_to_itself_is_a_missing_file(tmp_path: Path) -> None:
+    """A scan that is a link in a circle is named as one that isn't there."""
+    source = make_freesurfer(tmp_path / "subjects")
+    scan = source / "bert0" / "mri" / "orig.mgz"
+    scan.unlink()
+    scan.symlink_to(scan)
+    assert "is a link to a file that isn't on this machine" in problems_of(source, tmp_path)["bert0"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "what"),
+    [
+        ("bids", "dseg"),
+        ("bids", "T1w"),
+        ("nnunet", "labelsTr"),
+        ("nnunet", "imagesTr"),
+        ("freesurfer", "aparc"),
+        ("freesurfer", "orig"),
+    ],
+)
+def test_a_link_whose_file_was_not_fetched_is_a_missing_file(
+    tmp_path: Path, layout: str, what: str
+) -> None:
+    """A label map or scan that is a link to nothing is named; its case isn't taken as unlabelled."""
+    source = MAKERS[layout](tmp_path / "data")
+    found = sorted(path for path in source.rglob("*.*gz") if what in str(path.relative_to(source)))
+    unfetched(found[0])
+    problems = problems_of(source, tmp_path)
+    assert len(problems) == 1
+    assert "is a link to a file that isn't on this machine" in next(iter(problems.values()))
+
+
+@pytest.mark.parametrize(
+    ("layout", "place"),
+    [
+        ("bids", "sub-00"),
+        ("bids", "sub-00/ses-0"),
+        ("bids", "derivatives/manual"),
+        ("bids", "derivatives/manual/sub-00"),
+        ("freesurfer", "bert0"),
+        ("freesurfer", "bert0/mri"),
+    ],
+)
+def test_a_link_to_a_folder_that_is_not_there_is_named(tmp_path: Path, layout: str, place: str) -> None:
+    """A folder that is a link to nothing hides neither scans nor their label maps."""
+    source = MAKERS[layout](tmp_path / "data")
+    (source / place).rename(tmp_path / "elsewhere")
+    (source / place).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(SegdistillError, match="is a link to a file that isn't on this machine"):
+        add_site(Request("ward", source, tmp_path))
+    assert everything(tmp_path) == []
+
+
+def test_names_that_are_not_utf8_come_in_and_into_the_key(tmp_path: Path) -> None:
+    """A scan whose name is in Latin-1 is imported; --exclude and the key write its bytes out."""
+    source, key = make_nnunet(tmp_path / "data", train=2), tmp_path / "key.csv"
+    for half, end in (("imagesTr", b"_0000.nii.gz"), ("labelsTr", b".nii.gz")):
+        folder = os.fsencode(source / half)
+        os.rename(folder + b"/Trcase_001" + end, folder + b"/P\xe9ron" + end)  # noqa: PTH104 - bytes
+    add_site(Request("ward", source, tmp_path / "a", key=key))
+    with key.open(newline="", encoding="utf-8") as stream:
+        assert {row["source"] for row in csv.DictReader(stream)} == {"Trcase_000", r"P\xe9ron"}
+    for name in (r"P\xe9ron", os.fsdecode(b"P\xe9ron")):
+        write_dataset(source, numTraining=None)
+        request = Request("ward", source, tmp_path / f"b{len(name)}", exclude=(name,))
+        assert len(add_site(request).site.cases) == 1
+
+
+def test_printed_commands_hold_the_whole_path(tmp_path: Path) -> None:
+    """What is printed for a project whose path has spaces means that path when it is pasted."""
+    root = tmp_path / "my project; rm -r x"
+    source = make_nnunet(tmp_path / "data", train=2)
+    words = ["site", "add", "ward", "--from", str(source), "--root", str(root)]
+    done = CliRunner().invoke(app, words)
+    folder = str(root / SITES / "ward")
+    (add,) = [line for line in done.stdout.splitlines() if line.startswith("  dvc add")]
+    assert shlex.split(add) == ["dvc", "add", folder]
+    again = CliRunner().invoke(app, words)
+    assert shlex.split(again.stderr.partition("remove it: ")[2]) == ["rm", "-r", folder]
+
+
+def test_half_made_sites_are_not_read(tmp_path: Path) -> None:
+    """What a killed import leaves is no site; a folder without its manifest is named."""
+    source = make_nnunet(tmp_path / "data", train=2)
+    folder = add_site(Request("ward", source, tmp_path)).folder
+    shutil.copytree(folder, folder.with_name(".partial-k1ll3d"))
+    shutil.copytree(folder, folder.with_name(".old-k1ll3d") / "ward")
+    assert [path for path, _ in read_sites(tmp_path / SITES)] == [folder]
+    shutil.copytree(folder, folder.with_name("torn"))
+    unfetched(folder.with_name("torn") / "manifest.json")
+    with pytest.raises(SegdistillError, match=r"torn: no manifest\.json.*dvc checkout"):
+        next(read_sites(tmp_path / SITES))
 
 
 def test_a_scan_of_another_real_site_is_named(tmp_path: Path) -> None:

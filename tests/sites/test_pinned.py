@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segdistill.files import SegdistillError, sha256_of
-from segdistill.sites.pinned import WHEELS_VARIABLE, Pinned, fetch_package, read_members
+from segdistill.sites.pinned import WHEELS_VARIABLE, Pinned, fetch_package, read_from_archive
 
 SETUP = "import pathlib\npathlib.Path({trace!r}).write_text('the code of the package ran')\n"
 PYPROJECT = (
@@ -88,9 +88,9 @@ def test_members_are_read_from_either_archive(tmp_path: Path, pack: object) -> N
     """A zip and a tar give the same bytes for the same names."""
     assert callable(pack)
     archive = pack(tmp_path / "a", {"p/one": b"1", "p/two": b"2", "p/three": b"3"})
-    assert read_members(archive, ("p/three", "p/one")) == {"p/three": b"3", "p/one": b"1"}
+    assert read_from_archive(archive, ("p/three", "p/one")) == {"p/three": b"3", "p/one": b"1"}
     with pytest.raises(SegdistillError, match="p/four"):
-        read_members(archive, ("p/one", "p/four"))
+        read_from_archive(archive, ("p/one", "p/four"))
 
 
 def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
@@ -101,4 +101,4 @@ def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"no archive")
     for path in (cut, tmp_path / "none"):
         with pytest.raises(SegdistillError, match=path.name):
-            read_members(path, ("one",))
+            read_from_archive(path, ("one",))

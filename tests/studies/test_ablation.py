@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipelines import ablation as script
 from pipelines.ablation import study_jobs
+from pipelines.params import read_params, read_studies
 from segdistill.files import SegdistillError
 from segdistill.network.model import read_model, write_model
 from segdistill.runtime.plan import Plan
@@ -22,10 +24,11 @@ from segdistill.studies.ablation import Run, best, choose, paired, summarise
 from segdistill.studies.runs import Outcome, run_all
 from segdistill.training.distillation.soft_labels import write_soft_labels
 from segdistill.training.launch import run_here
+from tests.knobs import write_params
 from tests.training.toy import DISTILLATION, NETWORK, TRAINING, toy_job
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = yaml.safe_load((ROOT / "studies" / "params.yaml").read_text())["ablation"]
+STUDY = read_studies(ROOT / "studies" / "params.yaml").ablation
 
 
 def _outcome(dice: float) -> Outcome:
@@ -127,16 +130,14 @@ def test_an_incomplete_study_has_no_summary(change: Any) -> None:
 
 def test_the_studys_rows_are_what_they_are_called() -> None:
     """Control has no teacher, start only inherits, and each other row adds what its name says."""
-    rows = STUDY["rows"]
-    assert list(rows)[:2] == [ablation.CONTROL, ablation.START]
-    assert rows[ablation.CONTROL] is None
-    for row, changes in rows.items():
-        weights = {
-            term: (STUDY["distillation"] | (changes or {}))[f"{term}_weight"] > 0
-            for term in ("logit", "region", "context")
-        }
-        assert weights == {term: term in row.split("_") for term in weights}
-    assert STUDY["distillation"]["inherit"] is True
+    assert list(STUDY.rows)[:2] == [ablation.CONTROL, ablation.START]
+    assert STUDY.rows[ablation.CONTROL].distillation is None
+    for name, row in STUDY.rows.items():
+        taught = row.distillation or STUDY.distillation
+        terms = ("logit", "region", "context")
+        weights = {term: getattr(taught, f"{term}_weight") > 0 for term in terms}
+        assert weights == {term: term in name.split("_") for term in weights}
+    assert STUDY.distillation.inherit
 
 
 def _teacher(folder: Path) -> dict[str, Path]:
@@ -159,13 +160,7 @@ def _teacher(folder: Path) -> dict[str, Path]:
 def test_a_study_trains_every_row_the_same_way_but_for_its_own_changes(tmp_path: Path) -> None:
     """Rows of a width and seed differ in role and distillation alone, and the split is never test."""
     (tmp_path / "plan.json").write_text("{}")
-    params = {
-        "seed": 1,
-        "network": NETWORK,
-        "training": TRAINING,
-        "teacher": {"ready": None},
-        "distillation": {},
-    }
+    params = replace(read_params(ROOT / "params.yaml"), network=NETWORK, training=TRAINING)
     jobs = study_jobs(
         params,
         STUDY,
@@ -174,7 +169,7 @@ def test_a_study_trains_every_row_the_same_way_but_for_its_own_changes(tmp_path:
         plan=tmp_path / "plan.json",
         data=tmp_path / "data",
     )
-    assert len(jobs) == len(STUDY["rows"]) * len(STUDY["widths"]) * len(STUDY["seeds"])
+    assert len(jobs) == len(STUDY.rows) * len(STUDY.widths) * len(STUDY.seeds)
     for (row, width, seed), job in jobs.items():
         control = jobs["control", width, seed]
         same = ["width", "learning_rate", "seed", "plan", "data", "network"]
@@ -183,8 +178,8 @@ def test_a_study_trains_every_row_the_same_way_but_for_its_own_changes(tmp_path:
         assert (job.teacher is None) == (row == "control")
         assert job.seed == seed
         assert job.steps == round(control.steps * (1.75 if row == "start_longer" else 1))
-        assert job.training["validate_steps"] == job.steps
-        needs = row != "control" and job.distillation["teaching"] == "stored" and "logit" in row
+        assert job.training.validate_steps == job.steps
+        needs = row != "control" and job.distillation.teaching == "stored" and "logit" in row
         assert (job.soft_labels is not None) == needs
 
 
@@ -228,7 +223,7 @@ def test_the_study_from_params_to_files(tmp_path: Path, monkeypatch: pytest.Monk
     study = {
         "seeds": [1, 2],
         "widths": {"x2": student},
-        "distillation": DISTILLATION | {"logit_weight": 0.0, "inherit": True},
+        "distillation": asdict(replace(DISTILLATION, logit_weight=0.0, inherit=True)),
         "rows": {
             "control": None,
             "start": {},
@@ -236,10 +231,11 @@ def test_the_study_from_params_to_files(tmp_path: Path, monkeypatch: pytest.Monk
             "region_context": {"region_weight": 0.1, "context_weight": 0.1},
         },
     }
-    params = {"task": "toy", "seed": 1, "network": NETWORK, "training": TRAINING}
-    params["teacher"] = {"ready": None}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"ablation": study}, sort_keys=False))
+    network = {name: value for name, value in asdict(NETWORK).items() if value != ()}
+    training = asdict(TRAINING) | {"small_patch_size": [8, 8, 8]}
+    write_params(tmp_path / "params.yaml", task="toy", seed=1, network=network, training=training)
+    studies = {"ablation": study, "leave_one_site_out": {"sites": [], "students": []}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(studies, sort_keys=False))
     out = tmp_path / "reports"
     arguments = [
         *("--teacher", places["teacher"], "--soft-labels", places["soft_labels"]),

@@ -74,7 +74,9 @@ def test_the_ablation_has_no_way_to_a_test_case() -> None:
     """It takes prepared cases, which hold train and val alone, and no site, bundle or scorecard."""
     deps = STUDIES["ablation"]["deps"]
     data = [path for path in deps if path.split("/")[0] in ("data", "reports", "bundles")]
-    assert sorted(data) == ["data/prepared/${task}", "data/soft_labels/${task}"]
+    assert sorted(data) == [
+        *("data/prepared/${task}", "data/ready/${task}.json", "data/soft_labels/${task}")
+    ]
     assert "sites" not in STUDIES["ablation"]["cmd"]
 
 

@@ -7,32 +7,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipelines.params import read_params
 from segdistill.files import SegdistillError, write_json
 from segdistill.sites.manifest import Case, Site
+from tests.figures import TEACHER, student
+from tests.knobs import ROOT, write_params
 from tools import demo
 
-FAMILY = [
-    {
-        "name": "teacher",
-        "parameters": 5_600_000,
-        "dice": 0.87654,
-        "dice_unseen_site": 0.81,
-        "retention": 1.0,
-        "cpu_seconds": 8.0,
-        "peak_rss_mb": 900.4,
-    },
-    {
-        "name": "student-x4",
-        "parameters": 350_000,
-        "dice": 0.86,
-        "dice_unseen_site": None,
-        "retention": 0.98113,
-        "non_inferior": True,
-        "cpu_seconds": 2.0,
-        "peak_rss_mb": 400.0,
-    },
-]
-PARAMS = {"task": "brain_mri", "registry": {"alias": "champion"}}
+FAMILY = [TEACHER, student(retention=0.98113)]
+PARAMS = read_params(ROOT / "params.yaml")
 
 
 def _site(folder: Path, name: str, *, held_out: bool, label: bool = True) -> None:
@@ -194,10 +177,10 @@ def test_service_that_does_not_start_is_shown(tmp_path: Path) -> None:
 
 def test_demo_finds_the_tasks_pipeline(tmp_path: Path) -> None:
     """Without a task the demo takes the root, with one its folder, and an unknown one is refused."""
-    (tmp_path / "params.yaml").write_text("task: brain_mri\n")
+    write_params(tmp_path / "params.yaml", task="brain_mri")
     own = tmp_path / "tasks" / "abdominal_ct"
     own.mkdir(parents=True)
-    (own / "params.yaml").write_text("task: abdominal_ct\n")
+    write_params(own / "params.yaml", task="abdominal_ct")
     assert demo.pipeline_of(tmp_path, None) == demo.pipeline_of(tmp_path, "brain_mri") == tmp_path
     assert demo.pipeline_of(tmp_path, "abdominal_ct") == own
     with pytest.raises(SegdistillError, match=r"no such task.*brain_mri, abdominal_ct"):

@@ -11,7 +11,7 @@ from segdistill.training.job import Job
 
 if __name__ == "__main__":
     job, runs, out = (Path(name) for name in sys.argv[1:])
-    network, history = launch.run(Job(**json.loads(job.read_text())), runs)
+    network, history = launch.run(Job.from_json(json.loads(job.read_text())), runs)
     digest = hashlib.sha256(
         b"".join(v.detach().numpy().tobytes() for v in own_tensors(network).values())
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class _Run:
             folder / f"runs-{name}",
             folder / f"{name}.json",
         )
-        job = toy_job(folder, steps=STEPS, training=TRAINING | {"workers": 2, "checkpoint_steps": 5})
+        job = toy_job(folder, steps=STEPS, training=replace(TRAINING, workers=2, checkpoint_steps=5))
         self.job.write_text(json.dumps(job.to_json()))
         self.peers: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None
@@ -50,7 +51,7 @@ class _Run:
     def reached(self) -> int:
         """The last step of which a checkpoint is on the disk."""
         steps = [0]
-        for path in self.runs.glob("*/checkpoint_*/progress.json"):
+        for path in self.runs.glob("*/*/checkpoint/progress.json"):
             with contextlib.suppress(OSError, ValueError):  # removed or copied right now
                 steps.append(json.loads(path.read_text())["step"])
         return max(steps)
@@ -105,7 +106,7 @@ def test_two_workers_train_one_network(straight: tuple[Path, dict[str, Any]]) ->
     history = result["history"]
     assert history[-1]["step"] == STEPS
     assert history[-1]["loss"] < history[0]["loss"]
-    assert not list((folder / "runs-straight").iterdir())
+    assert not list((folder / "runs-straight").glob("*/*/"))
 
 
 def test_a_training_talks_to_this_machine_alone(straight: tuple[Path, dict[str, Any]]) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def _worker(rank: int, job: dict[str, Any], folder: str) -> None:
     store = dist.FileStore(f"{folder}/store", 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     try:
-        train(Job(**job), _GlooSession(rank, Path(folder)))
+        train(Job.from_json(job), _GlooSession(rank, Path(folder)))
     finally:
         dist.destroy_process_group()
 
@@ -51,7 +52,7 @@ def _worker(rank: int, job: dict[str, Any], folder: str) -> None:
 def test_workers_with_other_data_hold_the_same_weights(tmp_path: Path) -> None:
     """Two workers that draw different patches end with the same parameters: gradients are averaged."""
     job = toy_job(
-        tmp_path, steps=4, network=NETWORK, training=TRAINING | {"workers": 2, "checkpoint_steps": 4}
+        tmp_path, steps=4, network=NETWORK, training=replace(TRAINING, workers=2, checkpoint_steps=4)
     )
     mp.spawn(_worker, (job.to_json(), str(tmp_path)), nprocs=2)
     ours, theirs = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -6,44 +6,47 @@ from typing import Any
 
 import numpy as np
 
+from segdistill.network.architecture import NetworkKnobs
 from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.job import Job
+from segdistill.training.knobs import TrainingKnobs
 
 SIZE = 24
-NETWORK = {
-    "base_channels": 8,
-    "max_channels": 32,
-    "stages": 3,
-    "stem_stride": 1,
-    "norm": "instance",
-    "min_channels": 2,
-    "deep_supervision": 1,
-}
-TRAINING = {
-    "batch_size": 2,
-    "small_share": 0.0,
-    "small_patch_size": (8, 8, 8),
-    "small_batch_size": 4,
-    "workers": 1,
-    "weight_decay": 0.01,
-    "precision": "f32",
-    "foreground_share": 0.67,
-    "flip_left_right": True,
-    "dice_weight": 1.0,
-    "ce_weight": 1.0,
-    "ema": 0.0,
-    "checkpoint_steps": 5,
-    "validate_steps": 1000,
-}
-DISTILLATION: dict[str, Any] = {
-    "inherit": False,
-    "teaching": "live",
-    "logit_weight": 1.0,
-    "region_weight": 0.0,
-    "context_weight": 0.0,
-    "temperature": 2.0,
-    "warm_up": 0.0,
-}
+NETWORK = NetworkKnobs(
+    base_channels=8,
+    max_channels=32,
+    stages=3,
+    stem_stride=1,
+    norm="instance",
+    min_channels=2,
+    deep_supervision=1,
+)
+TRAINING = TrainingKnobs(
+    batch_size=2,
+    small_share=0.0,
+    small_patch_size=(8, 8, 8),
+    small_batch_size=4,
+    workers=1,
+    weight_decay=0.01,
+    precision="f32",
+    foreground_share=0.67,
+    flip_left_right=True,
+    dice_weight=1.0,
+    ce_weight=1.0,
+    ema=0.0,
+    checkpoint_steps=5,
+    validate_steps=1000,
+)
+DISTILLATION = DistillationKnobs(
+    inherit=False,
+    teaching="live",
+    logit_weight=1.0,
+    region_weight=0.0,
+    context_weight=0.0,
+    temperature=2.0,
+    warm_up=0.0,
+)
 
 
 def toy_data(folder: Path) -> tuple[Path, Path]:
@@ -112,6 +115,6 @@ def toy_job(folder: Path, **changes: Any) -> Job:
         "soft_labels": None,
         "network": NETWORK,
         "training": TRAINING,
-        "distillation": {},
+        "distillation": None,
     }
     return Job(**(body | changes))

@@ -18,7 +18,7 @@ from segdistill.tuning import search as tuning_module
 from segdistill.tuning.__main__ import main
 from segdistill.tuning.choice import Tolerance, best, chosen
 from segdistill.tuning.search import TuningCase, candidates, tune
-from segdistill.volume import read_volume, write_label_map
+from segdistill.volume import read_label_map, read_volume, write_label_map, write_volume
 from tests.onnx_models import ball_file, make_plan, threshold_bundle
 
 CPUINFO = """\
@@ -51,6 +51,19 @@ def case(tmp_path: Path) -> TuningCase:
     labels = tmp_path / "labels.nii.gz"
     write_label_map(labels, mask.astype(np.uint8), read_volume(tmp_path / "scan.nii.gz"))
     return TuningCase(tmp_path / "scan.nii.gz", labels)
+
+
+def test_a_label_map_on_another_grid_is_refused(
+    bundle: Bundle, case: TuningCase, tmp_path: Path
+) -> None:
+    """Tuning compares with a label map on its scan's grid only, and says how far another one is off."""
+    assert case.labels is not None
+    scan, moved = read_volume(case.scan), tmp_path / "moved.nii"
+    write_volume(moved, read_label_map(case.labels).array, scan.affine + 5.0 * np.eye(4, k=3))
+    with pytest.raises(
+        SegdistillError, match=r"moved\.nii: not on the grid of .*scan\.nii\.gz: .* 5 mm apart"
+    ):
+        tune(bundle.folder, [TuningCase(case.scan, moved)])
 
 
 @pytest.mark.parametrize("mode", ["windows", "whole"])
@@ -171,7 +184,7 @@ def test_scans_without_labels_are_measured_against_the_reference(
     lost = next(row for row in found["rows"] if row["setting"]["backend"] == "openvino")
     assert lost["dice_change"] < -0.2
     assert not lost["within"]
-    assert found["choice"]["backend"] == "onnxruntime"  # the slower one that says the same
+    assert found["choice"]["backend"] == "onnxruntime"  # the slower one that gives the same label map
 
 
 def _tuning(bundle: Bundle) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from segdistill.volume import VolumeError, read_label_map, read_volume, write_volume
+from segdistill.volume.memory import TooLittleMemoryError
 
 SHAPE = (12, 11, 10)
 
@@ -58,6 +59,13 @@ def test_not_a_nifti(tmp_path, content):
         refused(path, "truncated", "again")
     else:
         refused(path, "not a NIfTI", ".nii.gz", ".mgz")
+
+
+def test_one_dicom_file(tmp_path):
+    """A DICOM file in the place of a scan is called one, and the remedy is to convert its series."""
+    path = tmp_path / "IM0001"
+    path.write_bytes(bytes(128) + b"DICM" + bytes(400))
+    refused(path, "DICOM file", "Convert the series")
 
 
 def test_gzipped_text(tmp_path):
@@ -175,10 +183,18 @@ def test_unknown_data_type(tmp_path, voxels):
     refused(save(tmp_path / "scan.nii", voxels, datatype=9999), "header", "again")
 
 
-def test_larger_than_memory(tmp_path, voxels):
-    """A small file whose header claims more voxels than fit the memory is refused before reading."""
-    path = save(tmp_path / "scan.nii.gz", voxels, dim=[3, 32000, 32000, 32000, 1, 1, 1, 1])
-    refused(path, "memory", "GB", "check the header")
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_more_voxels_than_the_file_can_hold(tmp_path, voxels, name):
+    """A small file whose header claims a huge scan is refused before reading, as a fault of the file."""
+    refused(save(tmp_path / name, voxels, dim=[3, 32000, 32000, 32000, 1, 1, 1, 1]), "truncated", "hold")
+
+
+def test_larger_than_memory(tmp_path, voxels, monkeypatch):
+    """A whole scan that doesn't fit the memory is refused with both numbers, as no fault of the file."""
+    monkeypatch.setattr("segdistill.volume.reading.available_bytes", lambda: 1e3)
+    path = save(tmp_path / "scan.nii.gz", voxels)
+    with pytest.raises(TooLittleMemoryError, match=r"scan\.nii\.gz.*needs 0\.0 GB.*0\.0 GB are free"):
+        read_volume(path)
 
 
 def test_label_map_with_fractions(tmp_path):

@@ -4,10 +4,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from segdistill.volume import (
     Volume,
     VolumeError,
+    grid_difference,
     read_label_map,
     read_volume,
     reoriented,
@@ -26,9 +28,9 @@ PRIVATE = {
     "intent_name": b"jane",
     "db_name": b"jane 1970",
 }
-OBLIQUE = np.array(
-    [[-1.65, 0.21, 0.1, 81.5], [0.18, 1.66, -0.3, -90.25], [0.14, 0.25, 2.97, -40.125], [0, 0, 0, 1]]
-)
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [5, -3, 7], degrees=True).as_matrix() * [-1.67, 1.67, 3]
+OBLIQUE[:3, 3] = [81.5, -90.25, -40.125]
 
 
 def scan_file(path: Path, kind=nib.Nifti1Image, shape=(9, 8, 7), codes=(2, 1), order="<") -> Path:
@@ -37,8 +39,8 @@ def scan_file(path: Path, kind=nib.Nifti1Image, shape=(9, 8, 7), codes=(2, 1), o
     header = kind.header_class(endianness=order)
     image = kind(random.integers(0, 500, shape).astype(np.int16), OBLIQUE, header)
     image.set_qform(OBLIQUE, code=codes[0])
-    # A second opinion on where the scan is, as registration tools leave it.
-    image.set_sform(OBLIQUE + 0.01 * np.eye(4)[:, ::-1] * [[1], [1], [1], [0]], code=codes[1])
+    # A second opinion on where the scan is, off by less than what counts.
+    image.set_sform(OBLIQUE + 0.2 * np.eye(4, k=3), code=codes[1])
     image.header.set_xyzt_units("mm", "sec")
     for field, text in PRIVATE.items():
         if field in image.header:  # NIfTI-2 has no db_name
@@ -65,7 +67,7 @@ def test_grid_kept_to_the_bit(tmp_path, kind, codes, order):
     assert after.header.get_xyzt_units() == ("mm", "sec")
     assert after.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asanyarray(after.dataobj), labels)
-    assert same_grid(scan, read_label_map(tmp_path / "label.nii.gz"), 0)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "label.nii.gz").affine, scan.affine)
 
 
 def test_no_private_text(tmp_path):
@@ -187,16 +189,45 @@ def test_label_codes_in_the_smallest_type(tmp_path, stored, codes, read):
     np.testing.assert_array_equal(labels, array)
 
 
-def test_same_grid_sees_shape_and_place():
-    """Grids are the same only with the same shape and every voxel at the same place."""
+def test_same_grid_allows_a_quarter_of_a_voxel_at_the_far_end():
+    """Grids are the same with one shape and every voxel at the same place, but for 0.25 voxels."""
     array = np.zeros((200, 8, 8))
-    a = Volume(array, np.eye(4))
-    turned = np.eye(4)
-    turned[1, 0] = 1e-4  # 0.02 mm at the far end
-    assert same_grid(a, Volume(array + 1, np.eye(4)))
-    assert not same_grid(a, Volume(array[:-1], np.eye(4)))
-    assert not same_grid(a, Volume(array, turned))
-    assert same_grid(a, Volume(array, turned), tolerance_mm=0.03)
+    a = Volume(array, np.diag([1.0, 0.5, 2.0, 1.0]))
+    near, far = a.affine.copy(), a.affine.copy()
+    near[1, 0], far[1, 0] = 0.12 / 199, 0.13 / 199  # mm at the far end; the voxel is 0.5 mm there
+    assert same_grid(a, Volume(array + 1, a.affine))
+    assert same_grid(a, Volume(array, near))
+    assert not same_grid(a, Volume(array, far))
+    assert not same_grid(a, Volume(array[:-1], a.affine))
+
+
+def test_the_difference_of_two_grids_is_said_in_mm_and_voxels():
+    """What a user reads is the difference: shapes, mm, voxels, axis, orientation and voxel size."""
+    a = Volume(np.zeros((10, 8, 6)), np.diag([1.0, 1.0, 3.0, 1.0]))
+    moved = a.affine.copy()
+    moved[2, 3] = 1.5
+    said = grid_difference(a, Volume(a.array, moved))
+    assert "1.5 mm" in said
+    assert "0.5 voxels along axis 3" in said
+    assert "axes" not in said
+    assert "voxel size" not in said
+    turned = Volume(a.array, np.diag([-1.0, 1.0, 2.5, 1.0]))
+    said = grid_difference(a, turned)
+    assert "axes RAS and LAS" in said
+    assert "voxel size 1 x 1 x 3 and 1 x 1 x 2.5 mm" in said
+    assert (
+        grid_difference(a, Volume(np.zeros((10, 8, 7)), a.affine)) == "shape (10, 8, 6) and (10, 8, 7)"
+    )
+
+
+def test_a_sheared_volume_is_written_without_a_qform(tmp_path):
+    """An affine that a qform can't hold goes into the sform alone, so the file can be read again."""
+    sheared = np.diag([1.0, 1.0, 2.0, 1.0])
+    sheared[1, 2] = 0.3
+    for affine, code in ((sheared, 0), (OBLIQUE, 1)):
+        write_volume(tmp_path / "v.nii", np.arange(120.0).reshape(6, 5, 4), affine)
+        assert int(nib.load(tmp_path / "v.nii").header["qform_code"]) == code
+        np.testing.assert_allclose(read_volume(tmp_path / "v.nii").affine, affine, atol=1e-5)
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "PSR", "LAI"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from segdistill.evaluation.members import Member
+from segdistill.files import SegdistillError, read_json
 
 RESAMPLES = 9999
 ENOUGH = 6
@@ -26,13 +28,12 @@ class Comparison:
         name: the member looked at.
         against: the member it is compared with.
         metric: ``dice`` (a fraction, more is better) or ``hd95_mm`` (less is better).
-        sites: ``seen`` (took part in training) or ``unseen`` (held out).
+        sites: ``seen`` (took part in training) or ``held_out``.
         subjects: number of subjects, each with the mean over its cases.
         difference: mean over subjects of the metric of ``name`` minus that of ``against``.
         low: lower end of the interval of ``difference``; None with fewer than six subjects.
         high: upper end.
         confidence: coverage of the interval, e.g. 0.95.
-        p_value: two-sided Wilcoxon signed-rank test of no difference; None with fewer than six subjects.
         better: number of subjects on whom ``name`` does better.
         ratio: mean of ``name`` divided by that of ``against`` (of Dice, against the teacher: retention).
         ratio_low: lower end of the interval of ``ratio``; None, too, where ``against`` has 0 in one.
@@ -42,13 +43,12 @@ class Comparison:
     name: str
     against: str
     metric: Metric
-    sites: Literal["seen", "unseen"]
+    sites: Literal["seen", "held_out"]
     subjects: int
     difference: float
     low: float | None
     high: float | None
     confidence: float
-    p_value: float | None
     better: int
     ratio: float | None
     ratio_low: float | None
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def surely_better(self) -> bool:
-        """Whether the whole interval of the difference speaks for ``name``."""
+        """Whether the whole interval of the difference is in favour of ``name``."""
         if self.low is None or self.high is None:
             return False
         return self.high < 0 if self.metric == "hd95_mm" else self.low > 0
@@ -65,10 +65,10 @@ class Comparison:
 def compare_family(
     family: Sequence[Member], card: pd.DataFrame, confidence: float, seed: int
 ) -> list[Comparison]:
-    """Every student against its control (same width) and the teacher, seen and unseen sites apart."""
+    """Every student against its control (same width) and the teacher, seen and held-out sites apart."""
     found = []
     for name, against in pairs(family):
-        for held_out, sites in ((False, "seen"), (True, "unseen")):
+        for held_out, sites in ((False, "seen"), (True, "held_out")):
             rows = card[card["held_out"] == held_out]
             own, other = (rows[rows["model"] == member] for member in (name, against))
             for metric in get_args(Metric):
@@ -87,6 +87,20 @@ def compare_family(
                         )
                     )
     return found
+
+
+def read_comparisons(path: Path) -> list[Comparison]:
+    """Read ``comparisons.json``.
+
+    Raises:
+        SegdistillError: it isn't a list of comparisons.
+    """
+    try:
+        return [Comparison(**entry) for entry in read_json(path)]
+    except TypeError as error:
+        raise SegdistillError(
+            f"{path}: not a list of comparisons ({error}). Run 'dvc repro evaluate'."
+        ) from error
 
 
 def by_subject(
@@ -136,9 +150,10 @@ def compare_paired(
 ) -> Comparison:
     """Compare two members on the same subjects.
 
-    The interval is a bootstrap over subjects (BCa, 9999 resamples, seeded): it says how far the figure
-    depends on which subjects were drawn, not on the random start of the training. The test is Wilcoxon's
-    signed-rank test, which needs no normal distribution. Several pairs are compared without correction.
+    The interval is a bootstrap over test subjects (BCa, 9999 resamples, seeded) of one training per
+    member: it covers the choice of subjects, not another training run. There is no p-value, as neither
+    subjects of one simulated anatomy nor one training are a sample of patients or of trainings. Several
+    pairs are compared without correction.
 
     Args:
         values: (N,) the metric per subject of ``name``.
@@ -146,7 +161,7 @@ def compare_paired(
         name: the member looked at.
         against: the member it is compared with.
         metric: what the values are.
-        sites: ``seen`` or ``unseen``.
+        sites: ``seen`` or ``held_out``.
         confidence: coverage of the interval.
         seed: of the resampling.
     """
@@ -156,9 +171,6 @@ def compare_paired(
     ratio_low, ratio_high = None, None
     if others.min() > 0:  # else a resample may have nothing to divide by
         ratio_low, ratio_high = _interval((values, others), _ratio_of_means, confidence, seed)
-    p_value = None
-    if len(differences) >= ENOUGH:
-        p_value = 1.0 if not differences.any() else float(stats.wilcoxon(differences).pvalue)
     return Comparison(
         name=name,
         against=against,
@@ -169,7 +181,6 @@ def compare_paired(
         low=low,
         high=high,
         confidence=confidence,
-        p_value=None if p_value is None else float(f"{p_value:.3g}"),
         better=int(np.sum(differences < 0 if metric == "hd95_mm" else differences > 0)),
         ratio=round(total / base, DECIMALS) if base else None,
         ratio_low=ratio_low,

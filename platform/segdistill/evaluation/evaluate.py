@@ -1,7 +1,7 @@
 """The whole evaluation of a family: from bundles and sites to the files under ``reports/TASK``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 from segdistill.evaluation import calibration, plots, timing
 from segdistill.evaluation.compare import Comparison, compare_family
 from segdistill.evaluation.facts import facts
+from segdistill.evaluation.knobs import EvaluationKnobs
 from segdistill.evaluation.machine import describe_machine
 from segdistill.evaluation.members import (
     Member,
@@ -33,7 +34,8 @@ from segdistill.evaluation.summary import (
     site_scores,
     step_seconds,
 )
-from segdistill.evaluation.verdict import Verdict, judge
+from segdistill.evaluation.verdict import judge
+from segdistill.family import Figures, write_family
 from segdistill.files import atomic_folder, write_json
 from segdistill.runtime.bundle import Bundle, digest
 from segdistill.runtime.segment import Segmentator
@@ -45,11 +47,10 @@ _IN_METRICS = (
     "parameters",
     "macs",
     "dice",
-    "dice_unseen_site",
+    "dice_held_out_site",
     "nsd",
     "hd95_mm",
     "retention",
-    "retention_low",
     "ece",
     "cpu_seconds",
     "peak_rss_mb",
@@ -57,22 +58,14 @@ _IN_METRICS = (
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The knobs of the evaluation, as in params.yaml.
+class Settings(EvaluationKnobs):
+    """The knobs of the evaluation, and how it is run.
 
     Attributes:
-        nsd_tolerance_mm: surface distance that NSD counts as agreement, mm.
-        timing_cases: number of test cases that are timed.
-        confidence: coverage of the paired intervals.
-        margin: share of the teacher's Dice that a student may lose and still count as non-inferior.
         seed: of the resampling.
         workers: processes that score; 0: one per usable core.
     """
 
-    nsd_tolerance_mm: float
-    timing_cases: int
-    confidence: float
-    margin: float
     seed: int
     workers: int = 0
 
@@ -84,7 +77,7 @@ def evaluate(
     task: str,
     settings: Settings,
     progress: Progress = lambda _: None,
-) -> list[dict[str, Any]]:
+) -> list[Figures]:
     """Evaluate every bundle on every test case and write all reports.
 
     Timing comes first, while nothing else runs; then the cases are shared out over processes.
@@ -116,19 +109,21 @@ def evaluate(
     write_table(out / "memory.csv", memory, timing.MEMORY_DECIMALS)
     write_table(out / "calibration.csv", curves, calibration.DECIMALS)
     write_table(out / "scorecard.csv", card, DECIMALS)
-    # From here on the files speak: what anyone recomputes from them is what is reported.
+    # From here on the files as written are read: what anyone recomputes from them is what is reported.
     card = read_scorecard(out / "scorecard.csv")
     timings = pd.read_csv(out / "timings.csv")
     memory = pd.read_csv(out / "memory.csv")
     curves = pd.read_csv(out / "calibration.csv")
-    table = family_table(family, card, timings, memory)
     comparisons = compare_family(family, card, settings.confidence, settings.seed)
-    verdicts = judge(family, card, comparisons, settings.margin)
-    add_verdicts(table, verdicts)
-    errors = calibration.expected_calibration_error(curves)
-    for row in table:
-        row["ece"] = round(errors[row["name"]], 5)
-    write_json(out / "family.json", table)
+    table = family_table(
+        family,
+        card,
+        timings,
+        memory,
+        calibration.expected_calibration_error(curves),
+        judge(family, card, comparisons, settings.margin),
+    )
+    write_family(out / "family.json", table)
     write_json(out / "comparisons.json", [asdict(comparison) for comparison in comparisons])
     write_json(out / "metrics.json", metrics(table, comparisons))
     picks = pick_cases(card, _subject_of_pictures(family))
@@ -151,28 +146,18 @@ def evaluate(
     return table
 
 
-def add_verdicts(table: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> None:
-    """Add the fields of :class:`Verdict` to the students' rows, and None to the others'."""
-    found = {verdict.name: asdict(verdict) for verdict in verdicts}
-    keys = [field.name for field in fields(Verdict) if field.name != "name"]
-    for row in table:
-        verdict = found.get(row["name"], {})
-        row |= {key: verdict.get(key) for key in keys}
-
-
-def metrics(
-    table: Sequence[Mapping[str, Any]], comparisons: Sequence[Comparison]
-) -> dict[str, dict[str, Any]]:
+def metrics(table: Sequence[Figures], comparisons: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
     """The family's figures by member for ``dvc metrics``, which reads dictionaries of numbers.
 
     A student's row also has its paired difference to its control and to the teacher on seen sites:
-    ``vs_control``, ``vs_control_low``, ``vs_control_high``, ``vs_control_p`` and the same for
-    ``vs_teacher``.
+    ``vs_control``, ``vs_control_low``, ``vs_control_high`` and the same for ``vs_teacher``.
     """
-    roles = {row["name"]: row["role"] for row in table}
-    figures: dict[str, dict[str, Any]] = {
-        row["name"]: {key: row[key] for key in _IN_METRICS if row[key] is not None} for row in table
-    }
+    roles = {row.name: row.role for row in table}
+    figures: dict[str, dict[str, Any]] = {}
+    for row in table:
+        own = {key: getattr(row, key) for key in _IN_METRICS}
+        own["retention_low"] = row.verdict.retention_low if row.verdict else None
+        figures[row.name] = {key: value for key, value in own.items() if value is not None}
     for comparison in comparisons:
         if comparison.sites != "seen" or comparison.metric != "dice":
             continue
@@ -181,7 +166,6 @@ def metrics(
             key: comparison.difference,
             f"{key}_low": comparison.low,
             f"{key}_high": comparison.high,
-            f"{key}_p": comparison.p_value,
         }
         figures[comparison.name] |= {k: value for k, value in found.items() if value is not None}
     return figures
@@ -200,7 +184,7 @@ def _write_plots(
     card: pd.DataFrame,
     timings: pd.DataFrame,
     curves: pd.DataFrame,
-    table: Sequence[Mapping[str, Any]],
+    table: Sequence[Figures],
     comparisons: Sequence[Comparison],
     picks: Mapping[str, Pick],
 ) -> None:
@@ -229,7 +213,7 @@ def _write_plots(
     write_table(
         folder / "family.csv",
         pd.DataFrame(
-            [(row["name"], row["parameters"], seconds[row["name"]], row["dice"]) for row in table],
+            [(row.name, row.parameters, seconds[row.name], row.dice) for row in table],
             columns=["model", "parameters", "cpu_seconds", "dice"],
         ),
         {"cpu_seconds": 4, "dice": 5},

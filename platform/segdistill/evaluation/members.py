@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from segdistill.files import SegdistillError, read_json
+from segdistill.files import SegdistillError, read_json, subfolders
 from segdistill.sites.manifest import Site, read_sites, take_turns
 
 
@@ -94,7 +94,9 @@ def read_members(bundles: Path) -> tuple[Member, ...]:
     Raises:
         SegdistillError: no bundle, a provenance file without a needed field, or not one teacher.
     """
-    members = [_read_member(path.parent) for path in sorted(bundles.glob("*/provenance.json"))]
+    members = [
+        _read_member(path) for path in subfolders(bundles) if (path / "provenance.json").is_file()
+    ]
     teachers = [member.name for member in members if member.role == "teacher"]
     if len(teachers) != 1:
         raise SegdistillError(

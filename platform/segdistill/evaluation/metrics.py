@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import dice_by_code
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -77,9 +78,10 @@ def score_label_map(
             "both must be on the scan's grid."
         )
     voxel_ml = math.prod(spacing_mm) / 1000.0
-    # One pass finds all boxes; what follows then looks at a structure's own corner of the scan.
+    # One pass finds all boxes; what follows then needs only a structure's own part of the scan.
     boxes_predicted = _boxes(predicted, max(structures, default=0))
     boxes_reference = _boxes(reference, max(structures, default=0))
+    dice = dice_by_code(predicted, reference, max(structures, default=0))
     scores = []
     for code, name in structures.items():
         box = _union(boxes_predicted[code - 1], boxes_reference[code - 1])
@@ -87,11 +89,11 @@ def score_label_map(
             scores.append(StructureScore(name, math.nan, math.nan, math.nan, 0.0, 0.0))
             continue
         mask, truth = predicted[box] == code, reference[box] == code
-        dice, nsd, hd95 = _score_masks(mask, truth, spacing_mm, tolerance_mm)
+        nsd, hd95 = _surface_scores(mask, truth, spacing_mm, tolerance_mm)
         scores.append(
             StructureScore(
                 structure=name,
-                dice=dice,
+                dice=float(dice[code - 1]),
                 nsd=nsd,
                 hd95_mm=hd95,
                 volume_ml=float(mask.sum()) * voxel_ml,
@@ -101,16 +103,15 @@ def score_label_map(
     return scores
 
 
-def _score_masks(
+def _surface_scores(
     mask: NDArray[np.bool_],
     truth: NDArray[np.bool_],
     spacing_mm: tuple[float, float, float],
     tolerance_mm: float,
-) -> tuple[float, float, float]:
-    """Dice, NSD and HD95 in mm of two masks of which at least one isn't empty."""
+) -> tuple[float, float]:
+    """NSD and HD95 in mm of two masks of which at least one isn't empty."""
     if not (mask.any() and truth.any()):
-        return 0.0, 0.0, math.nan
-    dice = 2.0 * float((mask & truth).sum()) / float(mask.sum() + truth.sum())
+        return 0.0, math.nan
     # oneDNN has no fast way for the one channel in which MONAI looks for surface elements.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and MONAI, about their own calls
@@ -126,7 +127,7 @@ def _score_masks(
     weights = [np.asarray(area[edge], dtype=np.float64) for area, edge in zip(areas, edges, strict=True)]
     near = sum(float(w[a <= tolerance_mm].sum()) for a, w in zip(away, weights, strict=True))
     nsd = near / sum(float(w.sum()) for w in weights)
-    return dice, nsd, max(map(_percentile95, away, weights))
+    return nsd, max(map(_percentile95, away, weights))
 
 
 def _percentile95(distances: NDArray[np.float64], areas: NDArray[np.float64]) -> float:

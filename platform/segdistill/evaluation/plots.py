@@ -17,6 +17,7 @@ from PIL import Image
 
 from segdistill.evaluation.compare import Comparison
 from segdistill.evaluation.members import Member
+from segdistill.family import Figures
 from segdistill.files import atomic_path
 
 ROLE_COLOUR = {"teacher": "#222222", "student": "#0072B2", "control": "#D55E00"}
@@ -60,17 +61,17 @@ def save(
         picture.save(partial, format="png", optimize=True)
 
 
-def pareto(table: Sequence[Mapping[str, Any]], family: Sequence[Member]) -> Figure:
+def pareto(table: Sequence[Figures], family: Sequence[Member]) -> Figure:
     """Dice over CPU seconds of a scan; the area of a mark follows the number of parameters."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes: Axes = figure.subplots()
-        largest = max(row["parameters"] for row in table)
-        by_name = {row["name"]: row for row in table}
-        chain = [row for row in table if row["role"] in ("teacher", "student")]
+        largest = max(row.parameters for row in table)
+        by_name = {row.name: row for row in table}
+        chain = [row for row in table if row.role in ("teacher", "student")]
         axes.plot(
-            [row["cpu_seconds"] for row in chain],
-            [row["dice"] for row in chain],
+            [row.cpu_seconds for row in chain],
+            [row.dice for row in chain],
             color=ROLE_COLOUR["student"],
             linewidth=1.2,
             linestyle=(0, (4, 3)),
@@ -79,10 +80,10 @@ def pareto(table: Sequence[Mapping[str, Any]], family: Sequence[Member]) -> Figu
         )
         for member in family:
             row = by_name[member.name]
-            size = 40 + 260 * (row["parameters"] / largest) ** 0.5
+            size = 40 + 260 * (row.parameters / largest) ** 0.5
             axes.scatter(
-                row["cpu_seconds"],
-                row["dice"],
+                row.cpu_seconds,
+                row.dice,
                 s=size,
                 color=ROLE_COLOUR[member.role],
                 marker=ROLE_MARKER[member.role],
@@ -95,8 +96,8 @@ def pareto(table: Sequence[Mapping[str, Any]], family: Sequence[Member]) -> Figu
             above = member.role != "control"
             reach = 3 + size**0.5 / 3
             axes.annotate(
-                f"{member.name}  ({_millions(row['parameters'])})",
-                (row["cpu_seconds"], row["dice"]),
+                f"{member.name}  ({_millions(row.parameters)})",
+                (row.cpu_seconds, row.dice),
                 xytext=(-reach if above else reach, reach if above else -reach),
                 textcoords="offset points",
                 ha="right" if above else "left",
@@ -114,11 +115,9 @@ def pareto(table: Sequence[Mapping[str, Any]], family: Sequence[Member]) -> Figu
     return figure
 
 
-def cpu_by_step(
-    steps: pd.DataFrame, table: Sequence[Mapping[str, Any]], family: Sequence[Member]
-) -> Figure:
+def cpu_by_step(steps: pd.DataFrame, table: Sequence[Figures], family: Sequence[Member]) -> Figure:
     """Stacked bars of a scan's CPU seconds by pipeline step; beside them the median of whole scans."""
-    whole = {row["name"]: row["cpu_seconds"] for row in table}
+    whole = {row.name: row.cpu_seconds for row in table}
     order = list(dict.fromkeys(steps["step"]))
     wide = steps.pivot_table(index="model", columns="step", values="cpu_s", sort=False)[order]
     with rc_context(_STYLE):

@@ -6,8 +6,7 @@ beside the evaluation.
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from segdistill.evaluation.compare import Comparison
+from segdistill.evaluation.compare import Comparison, read_comparisons
 from segdistill.evaluation.members import width_label
 from segdistill.evaluation.score import read_scorecard
 from segdistill.evaluation.summary import (
@@ -24,8 +23,9 @@ from segdistill.evaluation.summary import (
     structure_scores,
     training_pace,
 )
-from segdistill.evaluation.verdict import MEASURE_NAMES, Verdict
-from segdistill.files import atomic_path, read_json
+from segdistill.evaluation.verdict import MEASURE_NAMES
+from segdistill.family import Figures, read_family
+from segdistill.files import atomic_path, read_json, visible
 
 DASH = "\N{EN DASH}"
 #: What studies and the check on a real scan leave beside the evaluation; a section each, if it is there.
@@ -51,8 +51,8 @@ def write_report(reports: Path, path: Path) -> None:
         "count": count,
         "percent": percent,
         "signed": signed,
-        "probability": probability,
         "millimetres": millimetres,
+        "width_label": width_label,
         "words": lambda name: name.replace("_", " "),
     }
     template = environment.from_string(
@@ -63,26 +63,20 @@ def write_report(reports: Path, path: Path) -> None:
 
 
 def _context(reports: Path) -> dict[str, Any]:
-    facts, table = (read_json(reports / name) for name in ("evaluation.json", "family.json"))
-    comparisons = [Comparison(**entry) for entry in read_json(reports / "comparisons.json")]
+    facts, table = read_json(reports / "evaluation.json"), read_family(reports / "family.json")
+    comparisons = read_comparisons(reports / "comparisons.json")
     card = read_scorecard(reports / "scorecard.csv")
     timings, memory = (pd.read_csv(reports / name) for name in ("timings.csv", "memory.csv"))
     sites, structures, steps = site_scores(card), structure_scores(card), step_seconds(timings)
-    roles = {row["name"]: row["role"] for row in table}
-    for row in table:
-        row |= {"width_label": width_label(row["width"]), "digest": facts["digests"][row["name"]]}
+    roles = {row.name: row.role for row in table}
     return {
         "facts": facts,
         "all_simulated": set(facts["simulated"]) == set(facts["sites"]),
         "table": table,
-        "has_unseen": bool(facts["held_out"]),
+        "has_held_out": bool(facts["held_out"]),
         "comparisons": [c for c in comparisons if c.metric == "dice"],
         "distances": [c for c in comparisons if c.metric == "hd95_mm"],
-        "verdicts": [
-            Verdict(**{field.name: row[field.name] for field in fields(Verdict)})
-            for row in table
-            if row["role"] == "student"
-        ],
+        "verdicts": {row.name: row.verdict for row in table if row.verdict},
         "measures": MEASURE_NAMES,
         "headline": _headline(table, comparisons, facts["shown"]),
         "roles": roles,
@@ -119,7 +113,7 @@ def _context(reports: Path) -> dict[str, Any]:
         "pace": training_pace(reports / "curves", list(roles)),
         "ablation": _if_there(reports / ABLATION),
         "unseen": _if_there(reports / UNSEEN),
-        "left_out": [read_json(path) for path in sorted((reports / LEFT_OUT).glob("*.json"))],
+        "left_out": [read_json(path) for path in visible((reports / LEFT_OUT).glob("*.json"))],
         "pictures": _pictures(reports),
     }
 
@@ -138,21 +132,21 @@ def _pictures(reports: Path) -> dict[str, str]:
 
 
 def _headline(
-    table: Sequence[Mapping[str, Any]], comparisons: Sequence[Comparison], shown: Sequence[str]
+    table: Sequence[Figures], comparisons: Sequence[Comparison], shown: Sequence[str]
 ) -> dict[str, Any] | None:
     """The shown student's row with its two comparisons on seen sites; None without a student."""
-    student = next((row for row in table if row["role"] == "student" and row["name"] in shown), None)
+    student = next((row for row in table if row.role == "student" and row.name in shown), None)
     if student is None:
         return None
     seen = [
-        c for c in comparisons if c.name == student["name"] and c.sites == "seen" and c.metric == "dice"
+        c for c in comparisons if c.name == student.name and c.sites == "seen" and c.metric == "dice"
     ]
     teacher = table[0]
     return {
         "row": student,
         "teacher_row": teacher,
-        "control": next((c for c in seen if c.against != teacher["name"]), None),
-        "teacher": next((c for c in seen if c.against == teacher["name"]), None),
+        "control": next((c for c in seen if c.against != teacher.name), None),
+        "teacher": next((c for c in seen if c.against == teacher.name), None),
     }
 
 
@@ -190,10 +184,3 @@ def millimetres(value: float | None) -> str:
     if value is None or math.isnan(value):
         return DASH
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def probability(value: float | None) -> str:
-    """A p-value; below a thousandth only that."""
-    if value is None or math.isnan(value):
-        return DASH
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

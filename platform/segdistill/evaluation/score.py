@@ -13,7 +13,7 @@ from segdistill.files import SegdistillError, atomic_path
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.cpus import usable_cpus
 from segdistill.runtime.segment import Segmentator
-from segdistill.volume import read_label_map, read_volume, same_grid
+from segdistill.volume import grid_difference, read_label_map, read_volume
 
 COLUMNS = (
     "model",
@@ -76,9 +76,9 @@ class Scorer:
 
         scan = read_volume(case.image)
         reference = read_label_map(case.label)
-        if not same_grid(scan, reference):
+        if difference := grid_difference(scan, reference):
             raise SegdistillError(
-                f"{case.label}: not on the grid of {case.image}. Import the site again."
+                f"{case.label}: not on the grid of {case.image}: {difference}. Import the site again."
             )
         rows: list[Row] = []
         for member, segmentator in self.members:

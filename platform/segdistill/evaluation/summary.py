@@ -1,12 +1,13 @@
 """From scorecard and timings to the family table: one line per member, every figure from the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from segdistill.evaluation.members import Member
+from segdistill.family import Figures, Verdict
 from segdistill.files import SegdistillError
 
 METRICS = ("dice", "nsd", "hd95_mm")
@@ -14,13 +15,14 @@ _SHARES = ("data_share", "teacher_share")  # of a training's time, in its learni
 #: Decimals of the figures in family.json.
 DECIMALS = {
     "dice": 5,
-    "dice_unseen_site": 5,
+    "dice_held_out_site": 5,
     "nsd": 5,
-    "nsd_unseen_site": 5,
+    "nsd_held_out_site": 5,
     "hd95_mm": 3,
-    "hd95_mm_unseen_site": 3,
+    "hd95_mm_held_out_site": 3,
     "retention": 5,
-    "retention_unseen_site": 5,
+    "retention_held_out_site": 5,
+    "ece": 5,
     "cpu_seconds": 4,
     "cpu_seconds_network": 4,
     "wall_seconds": 4,
@@ -70,29 +72,36 @@ def scan_seconds(timings: pd.DataFrame) -> pd.DataFrame:
 
 
 def family_table(
-    family: Sequence[Member], card: pd.DataFrame, timings: pd.DataFrame, memory: pd.DataFrame
-) -> list[dict[str, Any]]:
-    """The family's figures, one dictionary per member in family order.
+    family: Sequence[Member],
+    card: pd.DataFrame,
+    timings: pd.DataFrame,
+    memory: pd.DataFrame,
+    calibration_errors: Mapping[str, float],
+    verdicts: Mapping[str, Verdict],
+) -> list[Figures]:
+    """The family's figures, a row per member in family order.
 
-    ``dice``, ``nsd`` and ``hd95_mm`` are means over structures, then over the test cases of sites that
-    took part in training; ``*_unseen_site`` the same on held-out sites (None without one).
-    ``retention`` is Dice divided by the teacher's on the same cases. ``cpu_seconds`` is the median over
-    timed cases of a scan's CPU seconds, reading to writing. ``parameter_reduction`` and
-    ``cpu_reduction`` are shares of the teacher's that are saved. ``structures_missed`` counts structures
-    found in only one of prediction and reference, over all test cases; they have no HD95.
+    Args:
+        family: the members.
+        card: the scorecard.
+        timings: of the timed cases; a scan's seconds are the median over them, reading to writing.
+        memory: peak memory by model.
+        calibration_errors: expected calibration error by member.
+        verdicts: by student.
 
     Raises:
         SegdistillError: a member without scores or timings.
     """
     cases = case_scores(card)
-    seen, unseen = _means(cases[~cases["held_out"]]), _means(cases[cases["held_out"]])
+    seen, held_out = _means(cases[~cases["held_out"]]), _means(cases[cases["held_out"]])
     missed = missed_structures(card)
     whole = scan_seconds(timings)
     cpu, wall = _numbers(whole["cpu_s"]), _numbers(whole["wall_s"])
     network = _numbers(step_seconds(timings).query("step == 'network'").set_index("model")["cpu_s"])
     peak = _numbers(memory.set_index("model")["peak_rss_mb"])
+    measured = (seen, cpu, network, peak, calibration_errors)
     for member in family:
-        if not all(member.name in figures for figures in (seen, cpu, network, peak)):
+        if not all(member.name in figures for figures in measured):
             raise SegdistillError(
                 f"{member.folder}: no scores or no timings of this bundle. Run 'dvc repro -f evaluate'."
             )
@@ -101,7 +110,7 @@ def family_table(
     table = []
     for member in family:
         name = member.name
-        own, other = seen[name], unseen.get(name, no_scores)
+        own, other = seen[name], held_out.get(name, no_scores)
         row: dict[str, Any] = {
             "name": name,
             "role": member.role,
@@ -109,8 +118,8 @@ def family_table(
             "parameters": member.parameters,
             "macs": member.macs,
             "retention": _ratio(own["dice"], seen[teacher.name]["dice"]),
-            "retention_unseen_site": _ratio(
-                other.get("dice"), unseen.get(teacher.name, no_scores).get("dice")
+            "retention_held_out_site": _ratio(
+                other.get("dice"), held_out.get(teacher.name, no_scores).get("dice")
             ),
             "cpu_seconds": cpu[name],
             "cpu_seconds_network": network[name],
@@ -119,12 +128,14 @@ def family_table(
             "parameter_reduction": 1 - member.parameters / teacher.parameters,
             "cpu_reduction": 1 - cpu[name] / cpu[teacher.name],
             "cases": int(((cases["model"] == name) & ~cases["held_out"]).sum()),
-            "cases_unseen_site": int(((cases["model"] == name) & cases["held_out"]).sum()),
+            "cases_held_out_site": int(((cases["model"] == name) & cases["held_out"]).sum()),
             "structures_missed": missed[name],
+            "ece": calibration_errors[name],
         }
         row |= {metric: own[metric] for metric in METRICS}
-        row |= {f"{metric}_unseen_site": other.get(metric) for metric in METRICS}
-        table.append({key: _rounded(key, value) for key, value in row.items()})
+        row |= {f"{metric}_held_out_site": other.get(metric) for metric in METRICS}
+        figures = {key: _rounded(key, value) for key, value in row.items()}
+        table.append(Figures(**figures, verdict=verdicts.get(name)))
     return table
 
 
@@ -160,10 +171,11 @@ def training_pace(curves: Path, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _means(cases: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Mean over cases, by model and metric."""
+    """Mean over cases, by model and metric, of the models with a score at all."""
     return {
         str(model): {metric: float(own[metric].mean()) for metric in METRICS}
         for model, own in cases.groupby("model", sort=False)
+        if own["dice"].notna().any()
     }
 
 

@@ -17,10 +17,11 @@ from segdistill.evaluation.members import Member, read_members
 from segdistill.evaluation.overlays import PALETTE, shown_members, to_ras
 from segdistill.evaluation.score import write_table
 from segdistill.files import SegdistillError, atomic_path, write_json
+from segdistill.overlap import dice_by_code
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.segment import Segmentator
 from segdistill.sites.unseen import Group, UnseenCase, read_unseen
-from segdistill.volume import Volume, read_label_map, read_volume, same_grid
+from segdistill.volume import Volume, grid_difference, read_label_map, read_volume
 
 COLUMNS = ("model", "case", "group", "dice", "volume_ml", "reference_ml")
 DECIMALS = {"dice": 5, "volume_ml": 3, "reference_ml": 3}
@@ -75,7 +76,7 @@ def score_groups(
     for name, group in groups.items():
         mask, truth = group_masks(predicted, reference, structures, group)
         found, true = int(np.count_nonzero(mask)), int(np.count_nonzero(truth))
-        dice = 2 * np.count_nonzero(mask & truth) / (found + true) if found + true else math.nan
+        (dice,) = dice_by_code(mask.view(np.uint8), truth.view(np.uint8), 1)
         scores.append(GroupScore(name, float(dice), found * voxel_ml, true * voxel_ml))
     return scores
 
@@ -164,9 +165,9 @@ def check_unseen(
 
 def _read_pair(data: Path, case: UnseenCase) -> tuple[Volume, Volume]:
     scan, reference = read_volume(data / case.image), read_label_map(data / case.reference)
-    if not same_grid(scan, reference):
+    if difference := grid_difference(scan, reference):
         raise SegdistillError(
-            f"{data / case.reference}: not on the grid of {data / case.image}. "
+            f"{data / case.reference}: not on the grid of {data / case.image}: {difference}. "
             "Run 'dvc repro unseen_data' again."
         )
     return scan, reference

@@ -9,6 +9,7 @@ import torch
 from segdistill.files import SegdistillError, atomic_folder, write_json
 from segdistill.interop.names import hand_over, pairs
 from segdistill.interop.plans import CONFIGURATION, differences, written
+from segdistill.network.finite import require_finite
 from segdistill.network.model import Model
 from segdistill.network.unet import own_tensors
 from segdistill.runtime.plan import Plan
@@ -43,13 +44,15 @@ def export_nnunet(model: Model, plan: Plan, out: Path) -> Exported:
             ``Dataset123_NAME/nnUNetTrainer__nnUNetPlans__3d_fullres``.
 
     Raises:
-        SegdistillError: nnU-Net can't express the network or its plan, or ``out`` is there already.
+        SegdistillError: nnU-Net can't express the network or its plan, a weight isn't finite, or ``out``
+            is there already.
     """
     if out.exists():
         raise SegdistillError(f"{out}: exists. Name another folder, or remove it first.")
     named = re.fullmatch(r"Dataset\d{3}_\w+", out.resolve().parent.name)
     dataset_name = named[0] if named else f"Dataset999_{re.sub(r'[^0-9A-Za-z]+', '_', plan.task)}"
     network = model.network
+    require_finite(own_tensors(network), model.name)
     plans, dataset, axes = written(plan, network.architecture, dataset_name)
     known = {f"{ours}.{part}" for ours, _ in pairs(network.architecture) for part in ("weight", "bias")}
     unknown = sorted(set(own_tensors(network)) - known)

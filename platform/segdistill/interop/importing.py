@@ -1,6 +1,5 @@
 """From an nnU-Net v2 results folder to a teacher of this platform."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from segdistill.files import SegdistillError, read_json, sha256_of
+from segdistill.files import SegdistillError, atomic_folder, sha256_of
 from segdistill.interop.names import take_over
 from segdistill.interop.plans import understand
+from segdistill.interop.ready import TEACHER
+from segdistill.network.finite import require_finite
 from segdistill.network.model import write_model
-from segdistill.network.unet import UNet
-from segdistill.runtime.bundle import PLAN
-from segdistill.runtime.plan import Plan
-
-TEACHER = "teacher"
+from segdistill.network.unet import UNet, inference_parameters
+from segdistill.runtime.plan import PLAN
+from segdistill.texts import read_json_object, whole_number
 
 # nnU-Net logs NumPy numbers into its checkpoints. Beside what torch itself allows, these build numbers
 # and arrays and run nothing. NumPy 1 kept the two functions under another name.
@@ -31,6 +30,13 @@ _NUMPY: list[Any] = [
         for name, function in _BUILDERS.items()
     ),
 ]
+
+
+_PARTS = ("network_weights", "init_args")
+_SAVE_ANEW = (
+    "Load it where you trust it, and save network_weights, trainer_name and init_args (with its "
+    "'configuration', e.g. '3d_fullres') anew."
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def import_nnunet(
 
     Args:
         results: the folder with plans.json, dataset.json and fold_X/.
-        out: the new folder, laid out as ``models/TASK``.
+        out: the new folder, laid out as ``models/TASK``; whole or not there.
         fold: a number, or ``all``.
         checkpoint: name of the checkpoint in the fold's folder.
         task: see :func:`~segdistill.interop.plans.understand`.
@@ -72,16 +78,19 @@ def import_nnunet(
         orientation: see there.
 
     Raises:
-        SegdistillError: the model can't be expressed exactly, a file is missing or holds code, or there
-            is a model at ``out`` already.
+        SegdistillError: the model can't be expressed exactly, a file is missing or holds code, a weight
+            isn't finite, or there is something at ``out`` already.
     """
-    for there in (out / PLAN, out / TEACHER):
-        if there.exists():
-            raise SegdistillError(f"{there}: exists. Name another folder, or remove it first.")
-    plans, dataset = (read_json(results / name) for name in ("plans.json", "dataset.json"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SegdistillError(f"{out}: exists. Name another folder, or remove it first.")
+    plans, dataset = (read_json_object(results / name) for name in ("plans.json", "dataset.json"))
     path = results / f"fold_{fold}" / checkpoint
     state = read_checkpoint(path)
-    configuration = str(state["init_args"]["configuration"])
+    configuration = state["init_args"].get("configuration")
+    if not isinstance(configuration, str):
+        raise SegdistillError(
+            f"{path}: its init_args don't name the configuration it was trained in. {_SAVE_ANEW}"
+        )
     understood = understand(
         plans,
         dataset,
@@ -92,34 +101,51 @@ def import_nnunet(
         orientation=orientation,
     )
     network = UNet(understood.architecture)
-    wrong = take_over(network, _bare(state["network_weights"]), understood.axes)
+    weights = _bare(state["network_weights"])
+    require_finite(weights, path)
+    wrong = take_over(network, weights, understood.axes)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise SegdistillError(
             f"{path}: {', '.join(wrong[:3])}{more} don't fit the network that plans.json describes. "
             f"Trainer {state.get('trainer_name')} may have built another one; that can't be imported."
         )
-    write_model(
+    trainer = state.get("trainer_name")
+    with atomic_folder(out) as partial:
+        understood.plan.write(partial / PLAN)
+        write_model(
+            partial / TEACHER,
+            network,
+            understood.plan,
+            name=TEACHER,
+            role="teacher",
+            width=1.0,
+            training={
+                "imported_from": "nnU-Net v2",
+                "dataset": str(plans["dataset_name"]),
+                "configuration": configuration,
+                "trainer": trainer if isinstance(trainer, str) else None,
+                "fold": fold,
+                "checkpoint": checkpoint,
+                "checkpoint_sha256": sha256_of(path),
+                "plans_sha256": sha256_of(results / "plans.json"),
+                "epochs": _epochs(state.get("current_epoch")),
+            },
+        )
+    size = " x ".join(map(str, understood.plan.patch_size))
+    return Imported(
+        out / PLAN,
         out / TEACHER,
-        network,
-        understood.plan,
-        name=TEACHER,
-        role="teacher",
-        width=1.0,
-        training={
-            "imported_from": "nnU-Net v2",
-            "dataset": plans.get("dataset_name"),
-            "configuration": configuration,
-            "trainer": state.get("trainer_name"),
-            "fold": fold,
-            "checkpoint": checkpoint,
-            "checkpoint_sha256": sha256_of(path),
-            "plans_sha256": sha256_of(results / "plans.json"),
-            "epochs": int(state.get("current_epoch") or 0),
-        },
+        inference_parameters(network),
+        f"{len(understood.architecture.channels)} levels, windows of {size} voxels",
     )
-    understood.plan.write(out / PLAN)
-    return _summary(out, understood.plan)
+
+
+def _epochs(value: Any) -> int:
+    try:
+        return whole_number(value)
+    except ValueError:
+        return 0
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -135,27 +161,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     try:
         with torch.serialization.safe_globals(_NUMPY):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes: whatever torch's readers raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SegdistillError(
-            f"{path}: can't be read as tensors and numbers alone ({first}). A checkpoint that holds "
-            "code isn't opened here: load it where you trust it and save network_weights, init_args and "
-            "trainer_name anew."
+            f"{path}: can't be read as tensors and numbers alone ({first}). Copy it anew if it "
+            f"isn't whole; one that holds code isn't opened here. {_SAVE_ANEW}"
         ) from error
-    if not isinstance(state, dict) or not {"network_weights", "init_args"} <= set(state):
-        raise SegdistillError(f"{path}: not a checkpoint of nnU-Net v2 (no network_weights, init_args).")
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), dict) for name in _PARTS):
+        raise SegdistillError(f"{path}: not a checkpoint of nnU-Net v2 (no {', '.join(_PARTS)}).")
+    for name, value in state["network_weights"].items():
+        plain = isinstance(value, torch.Tensor) and value.layout is torch.strided
+        if not plain or value.is_complex() or value.is_quantized:
+            raise SegdistillError(
+                f"{path}: {name} in network_weights isn't a plain tensor. {_SAVE_ANEW}"
+            )
     return state
 
 
 def _bare(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Names without what distributed and compiled networks put in front."""
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): v for name, v in weights.items()}
-
-
-def _summary(out: Path, plan: Plan) -> Imported:
-    card = read_json(out / TEACHER / "model.json")
-    architecture = card["architecture"]
-    size = " x ".join(map(str, plan.patch_size))
-    network = f"{len(architecture['channels'])} levels, windows of {size} voxels"
-    return Imported(out / PLAN, out / TEACHER, int(card["parameters"]), network)
+    return {
+        str(name).removeprefix("module.").removeprefix("_orig_mod."): value
+        for name, value in weights.items()
+    }

@@ -16,11 +16,11 @@ from segdistill.network.unet import UNet, own_tensors
 
 def our_axes(transpose_forward: Sequence[int]) -> tuple[int, int, int]:
     """For each of our axes (X, Y, Z), the number of the axis of nnU-Net's network that it is."""
-    turned = list(transpose_forward)
-    return turned.index(2), turned.index(1), turned.index(0)
+    order = list(transpose_forward)
+    return order.index(2), order.index(1), order.index(0)
 
 
-def turned(values: Sequence[Any], axes: Sequence[int]) -> tuple[Any, Any, Any]:
+def reordered(values: Sequence[Any], axes: Sequence[int]) -> tuple[Any, Any, Any]:
     """Three values in nnU-Net's order of axes, in our order."""
     x, y, z = (values[axis] for axis in axes)
     return x, y, z

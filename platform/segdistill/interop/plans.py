@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError
-from segdistill.interop.names import our_axes, turned
+from segdistill.interop.names import our_axes, reordered
 from segdistill.network.architecture import Architecture
 from segdistill.runtime.plan import STORED, Normalisation, Plan, Structure
+from segdistill.sites.imports.nnunet import channel_names, label_names
 
 CONFIGURATION = "3d_fullres"
 _UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+_INTENSITIES = ("mean", "std", "percentile_00_5", "percentile_99_5")
 _RESAMPLING = "resample_data_or_seg_to_shape"
 # How nnU-Net's readers leave a scan's axes.
 _READERS = {
@@ -92,10 +94,10 @@ def understand(
             task=task or name,
             modality="ct" if normalisation.scheme == "ct" else "mri",
             orientation=orientation or _READERS[plans["image_reader_writer"]],
-            spacing_mm=turned([float(size) for size in body["spacing"]], axes),
+            spacing_mm=reordered([float(size) for size in body["spacing"]], axes),
             foreground="nonzero",
             normalisation=normalisation,
-            patch_size=turned([int(size) for size in body["patch_size"]], axes),
+            patch_size=reordered([int(size) for size in body["patch_size"]], axes),
             size_divisor=architecture.divisor,
             mode="windows",
             overlap=0.5,
@@ -117,7 +119,7 @@ def _check(
     body: Mapping[str, Any], plans: Mapping[str, Any], dataset: Mapping[str, Any], source: Path
 ) -> None:
     """Raise SegdistillError for what changes the outcome and has no counterpart here."""
-    channels = dataset.get("channel_names") or dataset.get("modality") or {}
+    channels = channel_names(dataset)
     kind = body.get("architecture", {}).get("network_class_name") or body.get("UNet_class_name", "")
     kind = kind.rsplit(".", 1)[-1]
     data, logits = (body.get(f"resampling_fn_{what}_kwargs") for what in ("data", "probabilities"))
@@ -173,7 +175,7 @@ def _architecture(
 
     def triples(name: str) -> tuple[tuple[int, int, int], ...]:
         sizes = [[size] * 3 if isinstance(size, int) else size for size in each(name, levels)]
-        return tuple(turned([int(step) for step in size], axes) for size in sizes)
+        return tuple(reordered([int(step) for step in size], axes) for size in sizes)
 
     convolutions = {*each("n_conv_per_stage", levels), *each("n_conv_per_stage_decoder", levels - 1)}
     norm = {"eps": 1e-5, "affine": True, **(parts.get("norm_op_kwargs") or {})}
@@ -212,23 +214,25 @@ def _architecture(
 
 def _labels(dataset: Mapping[str, Any], source: Path) -> dict[int, str]:
     """Code to name, in the order of the network's outputs, background first."""
-    labels = {name: code for name, code in dataset["labels"].items() if name != "ignore"}
+    path = source / "dataset.json"
+    named = label_names(path, dataset.get("labels"))
+    codes = {code: name for code, name in sorted(named.items()) if name != "ignore"}
     wrong = None
-    if any(isinstance(code, list) and len(code) > 1 for code in labels.values()):
+    if any(isinstance(code, list) and len(code) > 1 for code in dataset["labels"].values()):
         wrong = "it was trained on regions (overlapping classes)"
-    else:
-        codes = {
-            int(code[0] if isinstance(code, list) else code): str(name) for name, code in labels.items()
-        }
-        if sorted(codes) != list(range(len(labels))) or len(codes) > 256:
-            wrong = f"label codes {sorted(codes)} aren't 0, 1, 2, ... up to 255"
+    elif list(codes) != list(range(len(codes))) or len(codes) > 256:
+        wrong = f"label codes {list(codes)} aren't 0, 1, 2, ... up to 255"
+    elif len(set(codes.values())) < len(codes):
+        wrong = "two label codes have one name"
     if wrong:
-        raise SegdistillError(f"{source / 'dataset.json'}: {wrong}. It can't be imported.")
-    return dict(sorted(codes.items()))
+        raise SegdistillError(f"{path}: {wrong}. It can't be imported.")
+    return codes
 
 
 def _normalisation(body: Mapping[str, Any], plans: Mapping[str, Any], path: Path) -> Normalisation:
     scheme, masked = body["normalization_schemes"][0], body["use_mask_for_norm"][0]
+    if not isinstance(masked, bool):
+        raise SegdistillError(f"{path}: use_mask_for_norm is {masked!r}; it must be true or false.")
     if scheme == "ZScoreNormalization":
         return Normalisation("zscore", region="filled" if masked else "crop")
     if scheme != "CTNormalization":
@@ -241,6 +245,12 @@ def _normalisation(body: Mapping[str, Any], plans: Mapping[str, Any], path: Path
         or (plans["foreground_intensity_properties_by_modality"])
     )
     of = known["0"]
+    unknown = [name for name in _INTENSITIES if not isinstance(of.get(name), int | float)]
+    if unknown:
+        raise SegdistillError(
+            f"{path}: foreground_intensity_properties: no finite number for {', '.join(unknown)}. "
+            "Copy plans.json anew; if nnU-Net wrote it so, a scan of its dataset has such voxels."
+        )
     return Normalisation(
         "ct",
         clip_hu=(float(of["percentile_00_5"]), float(of["percentile_99_5"])),

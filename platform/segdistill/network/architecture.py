@@ -6,9 +6,30 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from segdistill.files import SegdistillError
+from segdistill.params import Count
 
 Norm = Literal["batch", "instance"]
 Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NetworkKnobs:
+    """The ``network`` part of params.yaml, whose comments say what each does.
+
+    By level, ``channels``, ``strides`` and ``kernels`` come before what the others say; an imported
+    teacher sets them.
+    """
+
+    base_channels: Count
+    max_channels: Count
+    stages: Count
+    stem_stride: Count
+    norm: Norm
+    min_channels: Count
+    deep_supervision: Count
+    channels: tuple[Count, ...] = ()
+    strides: tuple[tuple[Count, Count, Count], ...] = ()
+    kernels: tuple[tuple[Count, Count, Count], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,12 +101,11 @@ class Architecture:
         return x, y, z
 
     @classmethod
-    def scaled(cls, knobs: Mapping[str, Any], width: float, channels_out: int) -> "Architecture":
+    def scaled(cls, knobs: NetworkKnobs, width: float, channels_out: int) -> "Architecture":
         """The family's architecture at one width.
 
         Args:
-            knobs: the ``network`` part of params.yaml; ``channels``, ``strides`` and ``kernels`` by
-                level, where an imported teacher sets them, come before what the others say.
+            knobs: what all widths have in common.
             width: channel multiplier; 1 is the teacher. Every level has
                 ``max(min_channels, width * min(max_channels, base_channels * 2^level))`` channels.
             channels_out: classes, background included.
@@ -95,20 +115,19 @@ class Architecture:
         """
         if not 0 < width <= 1:
             raise SegdistillError(f"a width of {width} makes no student; use 0 < width <= 1.")
-        full = knobs.get("channels") or [
-            min(knobs["max_channels"], knobs["base_channels"] * 2**level)
-            for level in range(knobs["stages"])
+        full = knobs.channels or [
+            min(knobs.max_channels, knobs.base_channels * 2**level) for level in range(knobs.stages)
         ]
-        floor = knobs["min_channels"] if width < 1 else 1
+        floor = knobs.min_channels if width < 1 else 1
         return cls(
             channels=tuple(max(floor, round(width * count)) for count in full),
             channels_in=1,
             channels_out=channels_out,
-            stem_stride=knobs["stem_stride"],
-            norm=knobs["norm"],
-            deep_supervision=knobs["deep_supervision"],
-            strides=_triples(knobs.get("strides", ())),
-            kernels=_triples(knobs.get("kernels", ())),
+            stem_stride=knobs.stem_stride,
+            norm=knobs.norm,
+            deep_supervision=knobs.deep_supervision,
+            strides=knobs.strides,
+            kernels=knobs.kernels,
         )
 
     def to_json(self) -> dict[str, Any]:

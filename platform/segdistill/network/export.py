@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from segdistill.files import SegdistillError, atomic_path
-from segdistill.network.unet import UNet
+from segdistill.network.finite import require_finite
+from segdistill.network.unet import UNet, own_tensors
 from segdistill.runtime.plan import Plan
 
 OPSET = 17
@@ -23,7 +24,11 @@ def export_onnx(network: UNet, plan: Plan, path: Path) -> None:
     X, Y and Z are dynamic, in multiples of ``plan.size_divisor``. Batch norm is folded into the
     convolutions. The TorchScript-based exporter is used: it is ten times quicker than the newer one and
     needs no further package.
+
+    Raises:
+        SegdistillError: a weight isn't finite, or the disk is full.
     """
+    require_finite(own_tensors(network), path)
     example = torch.zeros(1, network.architecture.channels_in, *plan.patch_size)
     axes = {2: "x", 3: "y", 4: "z"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

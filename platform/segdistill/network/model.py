@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from segdistill.files import SegdistillError, atomic_folder, read_json, sha256_of, write_json
 from segdistill.network.architecture import Architecture
+from segdistill.network.finite import require_finite
 from segdistill.network.unet import UNet, inference_parameters, macs, own_tensors
 from segdistill.runtime.plan import Plan
 
@@ -58,8 +59,13 @@ def write_model(
     width: float,
     training: Mapping[str, Any],
 ) -> None:
-    """Write ``model.safetensors`` and ``model.json``; the folder is whole or not there."""
+    """Write ``model.safetensors`` and ``model.json``; the folder is whole or not there.
+
+    Raises:
+        SegdistillError: a weight isn't finite.
+    """
     network = network.cpu().eval()
+    require_finite(own_tensors(network), folder)
     with atomic_folder(folder) as partial:
         tensors = {name: value.contiguous() for name, value in own_tensors(network).items()}
         save_file(tensors, partial / WEIGHTS)
@@ -84,7 +90,8 @@ def read_model(folder: Path, plan: Plan) -> Model:
     """Read a model that was trained with ``plan``.
 
     Raises:
-        SegdistillError: a file is missing or altered, or the model belongs to another plan.
+        SegdistillError: a file is missing or altered, a weight isn't finite, or the model belongs to
+            another plan.
     """
     card = read_json(folder / MODEL_JSON)
     weights = folder / WEIGHTS
@@ -101,6 +108,7 @@ def read_model(folder: Path, plan: Plan) -> Model:
         raise SegdistillError(
             f"{weights}: doesn't fit the architecture in {MODEL_JSON}. Run 'dvc repro' again."
         )
+    require_finite(saved, weights)
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(saved[name])

@@ -17,6 +17,7 @@ from onnxruntime.quantization import (
 )
 
 from segdistill.files import SegdistillError, atomic_path
+from segdistill.network.finite import require_finite_onnx
 from segdistill.runtime.backend import INPUT
 from segdistill.runtime.plan import Plan
 
@@ -40,7 +41,7 @@ def quantise(
         target: the file to write; whole or absent.
 
     Raises:
-        SegdistillError: there are no images.
+        SegdistillError: there are no images, or a voxel, weight or scale isn't finite.
     """
     whole = plan.mode == "whole"
     windows = [
@@ -48,6 +49,8 @@ def quantise(
     ]
     if not windows:
         raise SegdistillError(f"{target}: no training case to calibrate int8 with. Prepare some.")
+    if not all(np.isfinite(window).all() for window in windows):
+        raise SegdistillError(f"{target}: a training case has NaN or infinite voxels. Prepare it anew.")
     head = [node.name for node in onnx.load(source).graph.node if _HEAD in node.name]
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # its advice is about graphs with fixed sizes
@@ -65,6 +68,7 @@ def quantise(
                 nodes_to_exclude=head,
                 calibrate_method=CalibrationMethod.MinMax,
             )
+            require_finite_onnx(partial, target)
     finally:
         logging.getLogger().setLevel(level)
 

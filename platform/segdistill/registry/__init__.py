@@ -1,6 +1,8 @@
 import os
 
+from segdistill import telemetry
+
 # MLflow reads this while it is imported: it must be set before any module of this room imports it.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.update(telemetry.OFF)
 # Bars would fill the logs of the pipeline.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

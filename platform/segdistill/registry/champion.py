@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow.artifacts
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.utils import validation
 
 from segdistill.files import atomic_folder
 from segdistill.registry.register import (
@@ -17,8 +18,9 @@ from segdistill.registry.register import (
     ROLE_TAG,
     model_name,
 )
-from segdistill.registry.store import RegistryError, Store, open_store
+from segdistill.registry.store import RegistryError, Store, absent, brief, open_store, reaching
 from segdistill.runtime.bundle import Bundle
+from segdistill.shown import command
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Champion:
         version: the version's number.
         name: the family member it is, e.g. ``student-x4``.
         bundle_digest: digest of its sealed bundle, from the version's tag.
-        objection: what speaks against serving it, see :func:`objection`; MLflow's UI lets it pass.
+        objection: why it should not be served, see :func:`objection`; MLflow's UI lets it pass.
     """
 
     task: str
@@ -46,13 +48,35 @@ def registered_model(store: Store, task: str) -> RegisteredModel:
     """The registered model of a task.
 
     Raises:
-        RegistryError: nothing is registered for this task.
+        RegistryError: nothing is registered for this task, or the store can't be reached.
+    """
+    with reaching(store.uri):
+        try:
+            return store.client.get_registered_model(model_name(task))
+        except MlflowException as error:
+            if not absent(error):
+                raise
+            raise RegistryError(
+                f"{store.uri}: nothing is registered for {task}. Check the task's name, or run its "
+                "stage first, as 'dvc repro register'."
+            ) from error
+
+
+def check_alias(alias: str) -> None:
+    """Refuse an alias that MLflow would refuse, by its own rules.
+
+    Raises:
+        RegistryError: empty, reserved (``latest``, ``v3``), too long, or with characters other than
+            letters, digits, ``_`` and ``-``.
     """
     try:
-        return store.client.get_registered_model(model_name(task))
+        # MLflow's own pattern lets a line's end through at the end.
+        validation._validate_model_alias_name(alias.replace("\n", " "))
+        validation._validate_model_alias_name_reserved(alias)
     except MlflowException as error:
         raise RegistryError(
-            f"{store.uri}: nothing is registered for {task}. Run 'dvc repro register' first."
+            f"alias {alias[:40]!r} isn't possible ({brief(error).rstrip('.')}). "
+            "Take another one, such as champion or candidate."
         ) from error
 
 
@@ -60,7 +84,7 @@ def aliases(root: Path, task: str) -> dict[str, int]:
     """Every alias of a task's registered model, with the version it stands for.
 
     Raises:
-        RegistryError: nothing is registered for this task.
+        RegistryError: nothing is registered for this task, or the store can't be reached.
     """
     model = registered_model(open_store(root), task)
     return {alias: int(version) for alias, version in sorted(model.aliases.items())}
@@ -70,18 +94,21 @@ def resolve(root: Path, task: str, alias: str) -> Champion:
     """The version that ``alias`` stands for right now.
 
     Raises:
-        RegistryError: nothing is registered, there is no such alias, or the version isn't a bundle.
+        RegistryError: nothing is registered, there is no such alias, the version isn't a bundle, or the
+            store can't be reached.
     """
+    check_alias(alias)
     store = open_store(root)
     there = aliases(root, task)
     if alias not in there:
         listed = ", ".join(f"{name} (v{version})" for name, version in there.items()) or "none"
         raise RegistryError(
             f"{model_name(task)} has no alias {alias!r}; aliases there are: {listed}. "
-            "Set it in the MLflow UI, or with "
-            f"'segdistill promote VERSION --alias {alias} --reason ...'."
+            "Set it in the MLflow UI, or: "
+            f"segdistill promote VERSION --reason ... {command('--alias', alias)}"
         )
-    version = store.client.get_model_version(model_name(task), str(there[alias]))
+    with reaching(store.uri):
+        version = store.client.get_model_version(model_name(task), str(there[alias]))
     missing = [tag for tag in (DIGEST_TAG, NAME_TAG) if tag not in version.tags]
     if missing:
         raise RegistryError(
@@ -102,12 +129,15 @@ def fetch_bundle(root: Path, champion: Champion, target: Path) -> Bundle:
     """Copy the champion's sealed bundle to ``target`` and check every digest of it.
 
     Raises:
-        RegistryError: its files are gone, or are not those that were registered.
+        RegistryError: its files can't be read, or are not those that were registered.
         BundleError: a file of the bundle doesn't have the digest its provenance states.
     """
     store = open_store(root)
     what = f"{model_name(champion.task)} v{champion.version}"
-    uri = store.client.get_model_version_download_uri(model_name(champion.task), str(champion.version))
+    with reaching(store.uri):
+        uri = store.client.get_model_version_download_uri(
+            model_name(champion.task), str(champion.version)
+        )
     with tempfile.TemporaryDirectory(prefix="segdistill-fetch-") as scratch:
         try:
             # With a folder to put them in, even a file:// store gives copies, never its own files.
@@ -116,8 +146,9 @@ def fetch_bundle(root: Path, champion: Champion, target: Path) -> Bundle:
             )
         except (MlflowException, OSError) as error:
             raise RegistryError(
-                f"{what}: its files can't be read from {uri}. Were they deleted or moved? "
-                "Register the family again into a new store, or restore the folder."
+                f"{what}: its files can't be read from {uri} ({brief(error)}). If the store is out of "
+                "reach, try again. If they were deleted or moved, restore them, or register the family "
+                "again into a new store."
             ) from error
         with atomic_folder(target) as folder:
             for path in sorted(Path(local).rglob("*")):
@@ -141,7 +172,7 @@ def describe(version: ModelVersion) -> str:
 
 
 def objection(version: ModelVersion) -> str:
-    """What speaks against serving a version, to follow its name; empty if nothing does."""
+    """Why a version should not be served, to follow its name; empty if nothing is against it."""
     role = version.tags.get(ROLE_TAG)
     if role == "control":
         return "is a control, made only to show what distillation adds. Promote the student beside it."

@@ -1,7 +1,6 @@
 """What a model comes from, as DVC and git record it."""
 
 import hashlib
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 import yaml
 
 from segdistill.files import json_bytes
+from segdistill.registry.commit import commit_of
 from segdistill.registry.store import RegistryError
-from segdistill.sites.manifest import MANIFEST, Site
-
-# What decides how a model comes about; its knobs and data have digests of their own.
-_CODE = ("platform", "pipelines", "serving", "dvc.yaml", "requirements.lock")
+from segdistill.shown import command
+from segdistill.sites.manifest import Site, site_folders
 
 
 @dataclass(frozen=True)
@@ -83,39 +81,18 @@ def read_lineage(root: Path, task: str) -> Lineage:
     hashes = _hashes(root)
     sites = []
     everything = root / "data" / "sites" / task
-    for manifest in sorted(everything.glob(f"*/{MANIFEST}")):
-        folder = manifest.parent
+    for folder in site_folders(everything):
         path = folder.relative_to(root).as_posix()
         if path not in hashes:
             raise RegistryError(
                 f"{folder}: this site has no DVC hash, so a model's data can't be named. "
-                f"Run 'dvc add {path}' for an imported site, or 'dvc repro' for one of the pipeline."
+                f"'dvc repro' makes the pipeline's own; for an imported: {command('dvc', 'add', path)}"
             )
         site = Site.read(folder)
         sites.append(SiteData(site.site, path, hashes[path], site.simulated, site.held_out, site.note))
     if not sites:
         raise RegistryError(f"{everything}: no site here. Run 'dvc pull' or 'dvc repro'.")
-    return Lineage(tuple(sites), _code(root))
-
-
-def _code(root: Path) -> str:
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(  # noqa: S603
-                ["git", "-C", str(root), *arguments],  # noqa: S607 - git as the user has it
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if not commit:
-        return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
-    return commit if changed == "" else f"{commit}-dirty"
+    return Lineage(tuple(sites), commit_of(root) or "unknown")
 
 
 def _hashes(root: Path) -> dict[str, str]:
@@ -140,6 +117,6 @@ def _yaml(path: Path) -> Mapping[str, Any]:
         body = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise RegistryError(
-            f"{path}: not valid YAML. Bring it back with 'git checkout {path.name}'."
+            f"{path}: not valid YAML. Bring it back: {command('git', 'checkout', '--', path)}"
         ) from error
     return body if isinstance(body, dict) else {}

@@ -18,17 +18,20 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from segdistill.files import json_bytes
-from segdistill.registry.family import Member, control_of, read_family
+from segdistill.family import Figures, control_of, read_family
+from segdistill.files import json_bytes, subfolders
+from segdistill.registry.evidence import repeatable, shown, verdict_tags
 from segdistill.registry.lineage import Lineage, read_lineage
-from segdistill.registry.seal import CARD, seal_with_card
+from segdistill.registry.seal import CARD, seal_with_card, shortened
 from segdistill.registry.store import (
     RegistryError,
     Store,
+    absent,
     end_run,
     log_data,
     log_metrics,
     open_store,
+    reaching,
     start_run,
 )
 from segdistill.runtime.bundle import Bundle
@@ -76,10 +79,10 @@ def register_family(root: Path, task: str) -> list[Registered]:
         The version of every member, in the family's order.
 
     Raises:
-        RegistryError: no bundle, or a bundle without a row in the family.
+        RegistryError: no bundle, a bundle without a row in the family, or the store can't be reached.
     """
     folder = root / "bundles" / task
-    found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir()}
+    found = {path.name: path for path in subfolders(folder)}
     if not found:
         raise RegistryError(f"{folder}: no bundle here. Run 'dvc repro' first.")
     family = read_family(root / "reports" / task / "family.json")
@@ -91,12 +94,13 @@ def register_family(root: Path, task: str) -> list[Registered]:
         )
     lineage = read_lineage(root, task)
     store = open_store(root)
-    _ensure_model(store, task)
-    known = {
-        version.tags[EVIDENCE_TAG]: version
-        for version in store.client.search_model_versions(f"name = '{model_name(task)}'")
-        if EVIDENCE_TAG in version.tags and DIGEST_TAG in version.tags
-    }
+    with reaching(store.uri):
+        _ensure_model(store, task)
+        known = {
+            version.tags[EVIDENCE_TAG]: version
+            for version in store.client.search_model_versions(f"name = '{model_name(task)}'")
+            if EVIDENCE_TAG in version.tags and DIGEST_TAG in version.tags
+        }
     teachers = [member for member in family if member.role == "teacher" and member.name in found]
     done = []
     with tempfile.TemporaryDirectory(prefix="segdistill-seal-") as scratch:
@@ -114,14 +118,19 @@ def register_family(root: Path, task: str) -> list[Registered]:
                 sealed = seal_with_card(
                     source, target, member, control=control, teacher=teacher, lineage=lineage
                 )
-                version = _add(store, task, member, sealed, evidence, lineage)
+                with reaching(store.uri):
+                    version = _add(store, task, member, sealed, evidence, lineage)
             digest = version.tags[DIGEST_TAG]
             done.append(Registered(member.name, int(version.version), digest, new))
     return done
 
 
 def _evidence(
-    source: Bundle, member: Member, control: Member | None, teacher: Mapping[str, str], lineage: Lineage
+    source: Bundle,
+    member: Figures,
+    control: Figures | None,
+    teacher: Mapping[str, str],
+    lineage: Lineage,
 ) -> str:
     """Digest of what makes a version another one: its bytes, what they come from, how good they are.
 
@@ -129,15 +138,15 @@ def _evidence(
     """
     body = {
         "bundle": source.digest,
-        "figures": [member.quality, control.quality if control else None],
-        "verdicts": member.verdicts,
+        "figures": [repeatable(member), repeatable(control) if control else None],
+        "verdicts": verdict_tags(member),
         "teacher": dict(teacher),
         "data": lineage.hashes,
     }
     return hashlib.sha256(json_bytes(body)).hexdigest()
 
 
-def _teacher_of(member: Member, teachers: list[Member], found: Mapping[str, Path]) -> dict[str, str]:
+def _teacher_of(member: Figures, teachers: list[Figures], found: Mapping[str, Path]) -> dict[str, str]:
     if member.role != "student" or not teachers:
         return {}
     name = teachers[0].name
@@ -147,7 +156,9 @@ def _teacher_of(member: Member, teachers: list[Member], found: Mapping[str, Path
 def _ensure_model(store: Store, task: str) -> None:
     try:
         store.client.get_registered_model(model_name(task))
-    except MlflowException:
+    except MlflowException as error:
+        if not absent(error):
+            raise
         store.client.create_registered_model(
             model_name(task),
             tags={"task": task},
@@ -159,7 +170,7 @@ def _ensure_model(store: Store, task: str) -> None:
 
 
 def _add(
-    store: Store, task: str, member: Member, sealed: Bundle, evidence: str, lineage: Lineage
+    store: Store, task: str, member: Figures, sealed: Bundle, evidence: str, lineage: Lineage
 ) -> ModelVersion:
     """Log the sealed bundle with a run of its own, then add the version: the last step, so that a
     failure before it leaves no version.
@@ -194,17 +205,17 @@ def _add(
         store.client.log_model_artifacts(model.model_id, str(sealed.folder.parent))
         store.client.finalize_logged_model(model.model_id, "READY")
         store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-        log_metrics(store, run_id, member.metrics, model_id=model.model_id)
+        log_metrics(store, run_id, shown(member), model_id=model.model_id)
         end_run(store, run_id)
     except BaseException:
         end_run(store, run_id, "FAILED")
         raise
     # The UI's list shows tags in this order: what a person compares, before the digests.
     tags = {NAME_TAG: member.name, "role": member.role, "width": member.width}
-    tags |= {name: f"{value:.4f}" for name, value in member.metrics.items()}
-    tags |= member.verdicts
-    if member.beats_control is False:
-        tags["warning"] = "distillation did not earn its place"
+    tags |= {name: f"{value:.4f}" for name, value in shown(member).items()}
+    tags |= verdict_tags(member)
+    if member.verdict is not None and member.verdict.beats_control is False:
+        tags["warning"] = "distillation shows no gain over the control"
     tags |= identity
     version = store.client.create_model_version(
         model_name(task),
@@ -212,7 +223,7 @@ def _add(
         run_id=run_id,
         model_id=model.model_id,
         tags={key: str(value) for key, value in tags.items()},
-        description=(sealed.folder / CARD).read_text(),
+        description=shortened((sealed.folder / CARD).read_text()),
     )
     # A server notes this itself; so the model's page leads to the version either way.
     backlink = json.dumps([{"name": version.name, "version": str(version.version)}])

@@ -10,6 +10,7 @@ from segdistill.registry.promote import find_version
 from segdistill.registry.register import DIGEST_TAG, NAME_TAG
 from segdistill.registry.store import RegistryError, open_store
 from segdistill.runtime.plan import Plan
+from segdistill.shown import command
 
 
 def trained_model(root: Path, task: str, which: str) -> tuple[Path, Plan]:
@@ -36,9 +37,13 @@ def trained_model(root: Path, task: str, which: str) -> tuple[Path, Plan]:
     card = folder / MODEL_JSON
     if wanted is None or not card.is_file() or read_json(card)["weights_sha256"] != wanted:
         commit = bundle.provenance.get("git_commit")
-        remedy = f"'git checkout {commit} && dvc checkout models/{task}/{name}'" if commit else "DVC"
+        back = (
+            command("git", "checkout", str(commit).removesuffix("-dirty")),
+            command("dvc", "checkout", f"models/{task}/{name}"),
+        )
+        remedy = " && ".join(back if commit else back[1:])
         raise RegistryError(
             f"{folder}: isn't the model that {describe(version)} was exported from; the registry keeps "
-            f"its ONNX file alone. Bring the weights back with {remedy}, or give a model's folder."
+            f"its ONNX file alone. Give a model's folder, or bring the weights back: {remedy}"
         )
     return folder, plan

@@ -20,8 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m segdistill.runtime",
         description="Segment one scan on the CPU. Research use, not a medical device.",
     )
-    parser.add_argument("bundle", type=Path, help="folder with model.onnx and its plan")
-    parser.add_argument("scan", type=Path, help=".nii, .nii.gz or .mgz")
+    parser.add_argument(
+        "bundle", type=Path, help="folder of the bundle, e.g. bundles/brain_mri/student-x4"
+    )
+    parser.add_argument("scan", type=Path, help=".nii, .nii.gz, .mgz, or a folder with one DICOM series")
     parser.add_argument("labels", type=Path, help="label map to write, .nii or .nii.gz")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all that may be used")
     given = parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """What runs the network: one interface, and ONNX Runtime or OpenVINO on the CPU behind it."""
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -23,6 +24,10 @@ FIXED_VOXELS = 2**22
 
 # Scores, float32; or uint16 that are the bits of bfloat16, which NumPy doesn't have. See as_float32.
 Logits = NDArray[np.float32] | NDArray[np.uint16]
+
+
+class EngineError(SegdistillError):
+    """The engine couldn't prepare or run the network, mostly for want of memory; another try may do."""
 
 
 class Backend(Protocol):
@@ -54,7 +59,7 @@ class OnnxBackend:
         Args:
             path: an ONNX file with input ``scan`` (1, 1, X, Y, Z) and output ``logits``
                 (1, K, X, Y, Z), both float32.
-            threads: CPU threads; 0 takes :func:`usable_cpus`.
+            threads: CPU threads, at most one per CPU of the machine; 0 takes :func:`usable_cpus`.
 
         Raises:
             SegdistillError: missing, not an ONNX model, or other inputs and outputs.
@@ -63,7 +68,7 @@ class OnnxBackend:
             ort.disable_telemetry_events()
         _must_exist(path)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cpus()
+        options.intra_op_num_threads = _threads(threads)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Idle threads sleep instead of spinning: a busy hospital server needs those cycles.
@@ -80,8 +85,15 @@ class OnnxBackend:
             raise _unfit(path, found)
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z)."""
-        logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: x})[0]
+        """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z).
+
+        Raises:
+            EngineError: it fails.
+        """
+        try:
+            logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: x})[0]
+        except Exception as error:  # as above
+            raise _failed("run", x.shape, error) from error
         return logits
 
 
@@ -93,7 +105,7 @@ class OpenVinoBackend:
 
         Args:
             path: as of :class:`OnnxBackend`; for ``int8``, the quantised one.
-            threads: CPU threads; 0 takes :func:`usable_cpus`.
+            threads: CPU threads, at most one per CPU of the machine; 0 takes :func:`usable_cpus`.
             precision: ``bf16`` needs a processor that has it. What an ``int8`` network doesn't quantise
                 runs in float32.
 
@@ -111,10 +123,10 @@ class OpenVinoBackend:
         self._core = openvino.Core()
         capable = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in capable:
-            raise SegdistillError("this processor has no bf16: tune again on the machine that serves.")
+            raise SegdistillError("this processor has no bf16. Take f32, or tune on this machine.")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "INFERENCE_NUM_THREADS": threads or usable_cpus(),
+            "INFERENCE_NUM_THREADS": _threads(threads),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # two services must not share the first cores
         }
@@ -145,32 +157,35 @@ class OpenVinoBackend:
         """Logits (1, K, X, Y, Z) of ``x`` (1, 1, X, Y, Z); in ``bf16`` as uint16.
 
         Raises:
-            SegdistillError: the network can't be compiled for a large ``x`` (:data:`FIXED_VOXELS`).
+            EngineError: it fails, or can't be compiled for a large ``x`` (:data:`FIXED_VOXELS`); what
+                was compiled before is kept.
         """
-        own = self._compiled_for(x.shape if x.size >= FIXED_VOXELS else None)
-        found = own.request.infer({0: x}, share_inputs=True, share_outputs=True)
+        network, own = self._compiled_for(x.shape if x.size >= FIXED_VOXELS else None)
+        try:
+            if not hasattr(own, "request"):
+                own.request = network.create_infer_request()
+            found = own.request.infer({0: x}, share_inputs=True, share_outputs=True)
+        except Exception as error:  # as above
+            raise _failed("run", x.shape, error) from error
         logits: NDArray[np.float32] = found[0]
         if logits.itemsize == 2:  # OpenVINO calls them float16
             return logits.view(np.uint16)
         return logits
 
-    def _compiled_for(self, shape: tuple[int, ...] | None) -> threading.local:
-        """The calling thread's ``request``, of a network that is compiled for the shape."""
+    def _compiled_for(self, shape: tuple[int, ...] | None) -> tuple[Any, threading.local]:
+        """A network that is compiled for the shape, and the ``request`` that each thread has of it."""
         with self._compiling:
-            if self._network is None or shape != self._shape:
-                # The network of before goes first, and every thread's requests with it: its memory.
-                self._network, self._own = None, threading.local()
-                self._network, self._shape = self._compile(shape), shape
-            network, own = self._network, self._own
-        if not hasattr(own, "request"):
-            own.request = network.create_infer_request()
-        return own
+            if shape != self._shape:
+                # The network of before stays until this one is there. The requests go with it.
+                network = self._compile(shape)
+                self._network, self._shape, self._own = network, shape, threading.local()
+            return self._network, self._own
 
     def _compile(self, shape: tuple[int, ...] | None) -> Any:
         """The network for inputs of one shape, or of any.
 
         Raises:
-            SegdistillError: OpenVINO can't, mostly for want of memory.
+            EngineError: OpenVINO can't, mostly for want of memory.
         """
         model = self._model.clone()
         try:
@@ -179,11 +194,7 @@ class OpenVinoBackend:
                 _sum_instead_of_concatenating(model)
             return self._core.compile_model(model, "CPU", self._settings)
         except Exception as error:  # as above
-            size = " x ".join(map(str, shape[2:])) if shape else "any number of"
-            raise SegdistillError(
-                f"OpenVINO can't prepare the network for {size} voxels ({str(error).strip()[-200:]}). "
-                "Free some memory, or crop the scan to the part that matters."
-            ) from error
+            raise _failed("prepare", shape, error) from error
 
 
 def _sum_instead_of_concatenating(model: Any) -> None:
@@ -227,9 +238,22 @@ def _sum_instead_of_concatenating(model: Any) -> None:
             user.replace_source_output(both.output(0))
 
 
+def _threads(wanted: int) -> int:
+    # More than the machine has CPUs only wait for each other: with thousands, a scan never ends.
+    return min(wanted, os.cpu_count() or wanted) if wanted > 0 else usable_cpus()
+
+
 def _must_exist(path: Path) -> None:
     if not path.is_file():
         raise SegdistillError(f"{path}: no such file. Fetch the bundle from the registry again.")
+
+
+def _failed(what: str, shape: tuple[int, ...] | None, error: Exception) -> EngineError:
+    size = " x ".join(map(str, shape[2:])) if shape else "any number of"
+    return EngineError(
+        f"the engine can't {what} the network for {size} voxels ({str(error).strip()[-200:]}). "
+        "Free some memory, or crop the scan to the part that matters."
+    )
 
 
 def _unfit(path: Path, found: object) -> SegdistillError:

@@ -1,4 +1,10 @@
-"""The bundle: the folder that is registered, promoted and served, sealed by digests."""
+"""The bundle: the folder that is registered, promoted and served, sealed by digests.
+
+The seal protects bytes. Where they lie is the user's matter: with a shared DVC cache, every file of a
+bundle is a link into that cache, and a link to other bytes has another digest. So links are followed. A
+name in ``provenance.json`` is another thing: it comes with the bundle, and may name only a file right
+inside its folder. Copies (:func:`write_bundle`, :func:`seal`, the registry, the bento) are plain files.
+"""
 
 import re
 import shutil
@@ -8,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError, atomic_folder, json_bytes, read_json, sha256_of
-from segdistill.runtime.plan import Plan
+from segdistill.runtime.plan import PLAN, Plan
 
 MODEL = "model.onnx"
 INT8 = "model.int8.onnx"
-PLAN = "plan.json"
 PROVENANCE = "provenance.json"
 FORMAT = 1
 
@@ -59,8 +64,8 @@ class Bundle:
         """Read a bundle and verify every file of it.
 
         Raises:
-            BundleError: a file is missing, changed, unlisted or outside the folder, or
-                ``provenance.json`` isn't one.
+            BundleError: a file is missing, changed or unlisted, a listed name leads out of the
+                folder, or ``provenance.json`` isn't one.
         """
         seal_path = folder / PROVENANCE
         if not seal_path.is_file():
@@ -75,8 +80,8 @@ class Bundle:
         for name, expected in files.items():
             _check_name(name, seal_path)
             path = folder / name
-            if path.is_symlink() or not path.is_file():
-                raise BundleError(f"{path}: missing, or not a plain file. {_AGAIN}")
+            if not path.is_file():
+                raise BundleError(f"{path}: no such file, or a link to none. {_AGAIN}")
             if sha256_of(path) != expected:
                 raise BundleError(f"{path}: its digest isn't the sealed one, it was changed. {_AGAIN}")
         for path in sorted(folder.iterdir()):

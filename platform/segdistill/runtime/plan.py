@@ -1,6 +1,7 @@
 """The plan: all that inference needs to know beside the network, shared by a whole family."""
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,6 +13,7 @@ Mode = Literal["windows", "whole"]
 Region = Literal["foreground", "crop", "filled"]
 Convention = Literal["own", "nnunet"]
 
+PLAN = "plan.json"  # its file, in a bundle or beside models
 STORED = "stored"
 
 
@@ -35,6 +37,14 @@ class Normalisation:
     mean_hu: float | None = None
     std_hu: float | None = None
     region: Region = "foreground"
+
+    @property
+    def makes_sense(self) -> bool:
+        """Whether every number that is given is finite, the clip rises and the deviation is above 0."""
+        low, high = self.clip_hu or (0.0, 1.0)
+        mean = 0.0 if self.mean_hu is None else self.mean_hu
+        std = 1.0 if self.std_hu is None else self.std_hu
+        return -math.inf < low < high < math.inf and math.isfinite(mean) and 0 < std < math.inf
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,9 @@ class Plan:
             if normalisation.get("clip_hu") is not None:
                 low, high = normalisation["clip_hu"]
                 normalisation["clip_hu"] = (float(low), float(high))
+            for name in ("mean_hu", "std_hu"):
+                if normalisation.get(name) is not None:
+                    normalisation[name] = float(normalisation[name])
             plan = cls(
                 **{
                     **body,
@@ -189,6 +202,11 @@ class Plan:
             self.normalisation.std_hu,
         ):
             wrong = "ct normalisation needs clip_hu, mean_hu and std_hu"
+        elif not self.normalisation.makes_sense:
+            wrong = (
+                f"clip_hu {self.normalisation.clip_hu}, mean_hu {self.normalisation.mean_hu}, std_hu "
+                f"{self.normalisation.std_hu}: all must be finite, clip_hu rise and std_hu be above 0"
+            )
         elif self.normalisation.region not in get_args(Region):
             wrong = (
                 f"normalisation region {self.normalisation.region!r} is not one of {get_args(Region)}"

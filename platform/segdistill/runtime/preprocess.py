@@ -29,7 +29,7 @@ from segdistill.runtime.resample import (
     resample,
     target_size,
 )
-from segdistill.volume import Volume, same_grid
+from segdistill.volume import Volume, VolumeError, grid_difference
 
 Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -142,7 +142,7 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
         The scan on the plan's grid. It may be smaller than a patch: padding is the windows' part.
 
     Raises:
-        SegdistillError: the scan has no foreground.
+        VolumeError: the scan has no foreground.
     """
     return to_grid(crop(volume, plan), plan)
 
@@ -155,7 +155,7 @@ def crop(volume: Volume, plan: Plan) -> Cropped:
         plan: the family's plan.
 
     Raises:
-        SegdistillError: the scan has no foreground.
+        VolumeError: the scan has no foreground.
     """
     turns = flips(volume, plan)
     oriented = apply_orientation(volume.array, turns)
@@ -226,10 +226,10 @@ def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[n
         SegdistillError: the label map isn't on the scan's grid.
     """
     scan = Volume(np.empty(geometry.scan_shape, np.bool_), geometry.scan_affine)
-    if not same_grid(label, scan, tolerance_mm=1e-2):
+    if difference := grid_difference(scan, label):
         raise SegdistillError(
-            f"the label map, shape {label.array.shape}, isn't on the grid of the scan, shape "
-            f"{geometry.scan_shape}. Resample it to the scan, or take the label map that belongs to it."
+            f"the label map isn't on the grid of the scan: {difference}. Resample it to the scan, or "
+            "take the label map that belongs to it."
         )
     codes = apply_orientation(label.array, geometry.flips)[geometry.slices]
     channel = np.zeros(codes.shape, np.uint8)
@@ -256,7 +256,7 @@ def foreground(
         spacing_mm: voxel size along each axis, mm; only ``body`` asks for it.
 
     Raises:
-        SegdistillError: there are none.
+        VolumeError: there are none.
     """
     mask: NDArray[np.bool_]
     if rule == "body":
@@ -266,7 +266,7 @@ def foreground(
         along = order.along_memory(array)
         mask = order.back(along > along.mean(dtype=np.float64) if rule == "above_mean" else along != 0)
     if not mask.any():
-        raise SegdistillError(f"the scan has no content: no voxel is {rule}. Check the export.")
+        raise VolumeError(f"the scan has no content: no voxel is {rule}. Check the export.")
     return mask
 
 

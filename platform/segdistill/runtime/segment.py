@@ -1,8 +1,9 @@
 """The whole way at the bedside: a scan in, a label map on its own grid and volumes in ml out."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
-from segdistill.runtime.backend import Backend, OnnxBackend, OpenVinoBackend
+from segdistill.runtime.backend import Backend, EngineError, OnnxBackend, OpenVinoBackend
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.preprocess import crop, flips, to_grid
 from segdistill.runtime.restore import Restorer
 from segdistill.runtime.setting import Precision, Setting
 from segdistill.runtime.windows import SLAB, predict_slabs
-from segdistill.volume import Volume, read_volume, write_label_map
-from segdistill.volume.memory import available_bytes
+from segdistill.volume import Volume, VolumeError, read_volume, write_label_map
+from segdistill.volume.memory import TooLittleMemoryError, available_bytes
 
 STEPS = ("read", "orient_crop", "normalise", "resample", "network", "restore", "write")
 
@@ -60,7 +61,10 @@ class _Clock:
 
 
 class Segmentator:
-    """A bundle, loaded and ready to segment."""
+    """A bundle, loaded and ready to segment.
+
+    One scan at a time; :meth:`ready` may be asked from another thread.
+    """
 
     def __init__(
         self,
@@ -84,14 +88,26 @@ class Segmentator:
         self.setting = setting or Setting.reference(bundle.plan, threads)
         self.plan = self.setting.applied_to(bundle.plan)
         self._given = backend is not None
-        self.backend: Backend = backend or open_backend(bundle, self.setting)
+        self.backend: Backend | None = backend or open_backend(bundle, self.setting)
         self._reference: Backend | None = None
+        self._failed = False  # the engine, at the last scan
+        self._opening = threading.Lock()
+
+    def ready(self) -> bool:
+        """Whether there is an engine that can be trusted; one that failed is opened anew to answer."""
+        try:
+            self._opened()
+        except SegdistillError:
+            return False
+        return True
 
     def segment(self, volume: Volume) -> Segmentation:
         """Segment a scan that was read with :func:`~segdistill.volume.read_volume`.
 
         Raises:
-            SegdistillError: no content in the scan, or too little memory for it.
+            VolumeError: no content in the scan.
+            TooLittleMemoryError: it doesn't fit the memory that is free.
+            EngineError: the engine failed, or couldn't be opened anew after it had.
         """
         return self._segment(lambda: volume, _Clock())[0]
 
@@ -100,9 +116,15 @@ class Segmentator:
 
         Raises:
             VolumeError: the scan can't be used, see :func:`~segdistill.volume.read_volume`, or
-                ``labels`` isn't a ``.nii`` or ``.nii.gz``.
-            SegdistillError: as :meth:`segment`; or the disk is full.
+                ``labels`` isn't a ``.nii`` or ``.nii.gz``, or is the scan itself, by whatever name.
+            SegdistillError: as :meth:`segment`.
+            DiskFullError: no space for the label map.
         """
+        with suppress(FileNotFoundError):
+            if labels.samefile(scan):
+                raise VolumeError(
+                    f"{labels}: the label map would take the place of the scan. Give it another name."
+                )
         clock = _Clock()
 
         def read() -> Volume:
@@ -115,6 +137,20 @@ class Segmentator:
         return outcome
 
     def _segment(self, read: Callable[[], Volume], clock: _Clock) -> tuple[Segmentation, Volume]:
+        """As :meth:`_run`, whose failures make the next scan begin with a new engine."""
+        try:
+            return self._run(read, clock)
+        except EngineError:
+            self._failed = True
+            raise
+        except MemoryError as error:
+            self._failed = True
+            raise TooLittleMemoryError(
+                "the scan needs more memory than is free. Free some, or crop the scan to the part that "
+                "matters."
+            ) from error
+
+    def _run(self, read: Callable[[], Volume], clock: _Clock) -> tuple[Segmentation, Volume]:
         """Segment what ``read`` gives; also the scan without its voxels, which nothing holds on to."""
         volume = read()
         plan, backend = self._fitting(volume)
@@ -144,12 +180,16 @@ class Segmentator:
     def _fitting(self, volume: Volume) -> tuple[Plan, Backend]:
         """What runs a scan: the setting, or the reference where the whole volume doesn't fit."""
         needed = self._needed(volume, self.setting)
+        backend = self._opened()
         if needed <= available_bytes():
-            return self.plan, self.backend
-        self._give_back()
+            return self.plan, backend
+        del backend
+        # Engines keep, for the next scan, what the largest one so far took: new ones don't have it.
+        self._reference = None
+        backend = self._opened(anew=True)
         free = available_bytes()
         if needed <= free:
-            return self.plan, self.backend
+            return self.plan, backend
         if self.plan.mode == "whole" and self.bundle.plan.mode == "windows":
             # Not this setting's windows: nobody has validated those.
             reference = Setting.reference(self.bundle.plan, self.setting.threads)
@@ -158,7 +198,7 @@ class Segmentator:
                 if self._reference is None:
                     self._reference = open_backend(self.bundle, reference)
                 return self.bundle.plan, self._reference
-        raise SegdistillError(
+        raise TooLittleMemoryError(
             f"the scan, {_by(volume.array.shape)} voxels of {_by(volume.spacing_mm)} mm, needs "
             f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. Free some, or "
             "crop the scan to the part that matters."
@@ -169,12 +209,24 @@ class Segmentator:
         plan = setting.applied_to(self.bundle.plan)
         return peak_bytes(volume, plan, activations, setting.precision)
 
-    def _give_back(self) -> None:
-        """Open the engines anew: they keep, for the next scan, what the largest one so far took."""
-        self._reference = None
-        if not self._given:
-            del self.backend
-            self.backend = open_backend(self.bundle, self.setting)
+    def _opened(self, *, anew: bool = False) -> Backend:
+        """The engine of the setting; opened anew if it failed, or is to be.
+
+        One that works stays until the next one is there. One that failed goes first: its memory may be
+        what the next one needs.
+
+        Raises:
+            SegdistillError: no engine can be opened, mostly for want of memory.
+        """
+        with self._opening:
+            if self._failed:
+                self._reference = None
+                self._failed = False
+                if not self._given:
+                    self.backend = None
+            if self.backend is None or (anew and not self._given):
+                self.backend = open_backend(self.bundle, self.setting)
+            return self.backend
 
 
 def open_backend(bundle: Bundle, setting: Setting) -> Backend:

@@ -56,7 +56,7 @@ def predict_slabs(
         slab is asked for.
 
     Raises:
-        SegdistillError: the network's output has another shape than the plan says.
+        SegdistillError: the network's output has another shape than the plan says, or isn't finite.
     """
     size = array.shape[1:]
     if plan.mode == "whole":
@@ -72,14 +72,14 @@ def predict_slabs(
     if window == least:
         logits = _run(backend, padded, plan)[:, x, y, z]
         for start in range(0, size[0], SLAB):
-            yield as_float32(logits[:, start : start + SLAB])
+            yield _finite(as_float32(logits[:, start : start + SLAB]))
         return
     sums = np.zeros((plan.channels_out, window[0], *least[1:]), np.float32)
     first = 0  # plane of the volume that the sums begin at
     for where, weight in _weighted_windows(least, window, plan.overlap, plan.convention):
         final = where[0].start - first
         if final:
-            yield sums[:, :final, y, z]
+            yield _finite(sums[:, :final, y, z])
             sums[:, : window[0] - final] = sums[:, final:]
             sums[:, window[0] - final :] = 0
             first = where[0].start
@@ -89,7 +89,7 @@ def predict_slabs(
         out *= weight
         sums[:, :, where[1], where[2]] += out
     # A volume thinner than a window has padding on this axis, and this one slab.
-    yield sums[:, x if size[0] < window[0] else slice(None), y, z]
+    yield _finite(sums[:, x if size[0] < window[0] else slice(None), y, z])
 
 
 def pad(
@@ -151,4 +151,16 @@ def _run(backend: Backend, part: NDArray[np.float32], plan: Plan) -> Logits:
             "belong together. Export the bundle again."
         )
     logits: Logits = out[0]
+    return logits
+
+
+def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Refuse logits that aren't numbers: weights may all be finite, and what they add up to not be."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = logits.sum()  # NaN or infinite if any of them is, and fast; large ones may overflow it
+    if not np.isfinite(total) and not np.isfinite(logits).all():
+        raise SegdistillError(
+            "the network gave logits that are NaN or infinite for this scan, so there is no result: its "
+            "weights are unusable. Take another version of the model, or train it again."
+        )
     return logits

@@ -8,13 +8,14 @@ them. One patient's CT is what all subjects are made from.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from segdistill.files import SegdistillError
+from segdistill.params import Share, Weight
 from segdistill.simulation.people import (
     Array,
     Grid,
@@ -26,7 +27,6 @@ from segdistill.simulation.people import (
     draw_shape,
     flow,
     gradient,
-    known,
     refuse,
     sample,
 )
@@ -50,7 +50,7 @@ ENHANCEMENT: Mapping[str, tuple[float, float, float]] = {
     "prostate": (36.0, 52.0, 62.0),
     "muscle": (52.0, 57.0, 62.0),
 }
-PHASES = ("native", "arterial", "portal", "mixed")
+Phase = Literal["native", "arterial", "portal", "mixed"]
 _BONE = "bone"
 _HOLLOW = ("stomach", "small_bowel", "colon")
 
@@ -73,46 +73,33 @@ class CohortKnobs(PeopleKnobs):
     """How much people differ; the comments in the task's parameters say what each value does."""
 
     fat_scale: tuple[float, float]
-    organ_sd_hu: float
-    enhancement_sd: float
+    organ_sd_hu: Weight
+    enhancement_sd: Weight
 
-    @classmethod
-    def from_params(cls, values: Mapping[str, Any], source: str) -> "CohortKnobs":
-        """Take the values of ``cohort``; ``source`` names them in errors."""
-        knobs = cls(**known(cls, values, source))
-        knobs.check_people(source)
-        low, high = knobs.fat_scale
-        refuse(not 0 < low <= high, source, f"fat_scale {[low, high]} must be 0 < low <= high")
-        return knobs
+    def __post_init__(self) -> None:
+        low, high = self.fat_scale
+        refuse(not 0 < low <= high, f"fat_scale {[low, high]} must be 0 < low <= high")
 
 
 @dataclass(frozen=True)
 class SiteKnobs(SiteBase):
     """One site's people and scanner; the comments in the task's parameters say what each value does."""
 
-    phase: str
-    oral_contrast: float
-    noise_hu: float
-    kernel_mm: float
-    crop_mm: tuple[float, float]
-    short: float
+    phase: Phase
+    oral_contrast: Share
+    noise_hu: Weight
+    kernel_mm: Weight
+    crop_mm: tuple[Weight, Weight]
+    short: Share
     short_mm: tuple[float, float]
-    margin_mm: float
-    table_dip_mm: float
-    arms: float
+    margin_mm: Weight
+    table_dip_mm: Weight
+    arms: Share
 
-    @classmethod
-    def from_params(cls, values: Mapping[str, Any], source: str) -> "SiteKnobs":
-        """Take the values of ``sites.<name>``; ``source`` names them in errors."""
-        knobs = cls(**known(cls, values, source))
-        knobs.check_site(source)
-        refuse(knobs.phase not in PHASES, source, f"phase {knobs.phase!r} is not one of {PHASES}")
-        for name in ("oral_contrast", "arms", "short"):
-            refuse(not 0 <= getattr(knobs, name) <= 1, source, f"{name} must be a share from 0 to 1")
-        refuse(min(knobs.crop_mm) < 0, source, "crop_mm can't be negative")
-        least, most = knobs.short_mm
-        refuse(not 0 < least <= most, source, f"short_mm {[least, most]} must be 0 < from <= to")
-        return knobs
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least, most = self.short_mm
+        refuse(not 0 < least <= most, f"short_mm {[least, most]} must be 0 < from <= to")
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the scanner."""
@@ -343,9 +330,9 @@ def organ_hu(site: SiteKnobs, cohort: CohortKnobs, rng: np.random.Generator) -> 
     and circulation differ from person to person, and every organ a little for itself. A fat liver is
     darker, which every eighth person's is by 10 HU and more.
     """
-    phase = site.phase
+    phase: str = site.phase
     if phase == "mixed":
-        phase = str(rng.choice(PHASES[:3]))
+        phase = str(rng.choice([one for one in get_args(Phase) if one != "mixed"]))
     late = float(np.clip({"arterial": 0.0, "portal": 1.0}.get(phase, 0.0) + 0.12 * rng.normal(), 0, 1))
     strength = float(np.exp(cohort.enhancement_sd * rng.standard_normal())) * (phase != "native")
     own = cohort.organ_sd_hu * np.clip(rng.standard_normal(len(ENHANCEMENT)), -2.5, 2.5)

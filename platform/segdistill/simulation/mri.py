@@ -4,7 +4,6 @@ In the manner of SynthSeg (Billot et al., Medical Image Analysis 2023): tissues 
 and an acquisition is imitated step by step.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
+from segdistill.params import Positive, Weight
 from segdistill.simulation.anatomy import Anatomy
 from segdistill.simulation.head import Surroundings, draw_head, lengthen
 from segdistill.simulation.people import (
@@ -26,7 +26,6 @@ from segdistill.simulation.people import (
     draw_shape,
     flow,
     gradient,
-    known,
     refuse,
     sample,
 )
@@ -52,46 +51,36 @@ class CohortKnobs(PeopleKnobs):
     """How much simulated people differ; the comments in ``params.yaml`` say what each value does."""
 
     ventricle_scale: tuple[float, float]
-    cortex_shift_mm: float
-    tissue_sd: float
-    contrast_sd: float
+    cortex_shift_mm: Weight
+    tissue_sd: Weight
+    contrast_sd: Weight
 
-    @classmethod
-    def from_params(cls, values: Mapping[str, Any], source: str) -> "CohortKnobs":
-        """Take the values of ``cohort`` from ``params.yaml``; ``source`` names them in errors."""
-        knobs = cls(**known(cls, values, source))
-        knobs.check_people(source)
-        low, high = knobs.ventricle_scale
-        refuse(not 0 < low <= high, source, f"ventricle_scale {[low, high]} must be 0 < low <= high")
-        return knobs
+    def __post_init__(self) -> None:
+        low, high = self.ventricle_scale
+        refuse(not 0 < low <= high, f"ventricle_scale {[low, high]} must be 0 < low <= high")
 
 
 @dataclass(frozen=True)
 class SiteKnobs(SiteBase):
     """One site's people and scanner; the comments in ``params.yaml`` say what each value does."""
 
-    contrast: float
-    gamma: float
-    bias: float
-    noise: float
-    blur_mm: float
+    contrast: Positive
+    gamma: Positive
+    bias: Weight
+    noise: Weight
+    blur_mm: Weight
     skull: bool
-    crop_mm: float
+    crop_mm: Weight
     neck_mm: tuple[float, float]
-    trim_mm: float
+    trim_mm: Weight
 
-    @classmethod
-    def from_params(cls, values: Mapping[str, Any], source: str) -> "SiteKnobs":
-        """Take the values of ``sites.<name>`` from ``params.yaml``; ``source`` names them in errors."""
-        knobs = cls(**known(cls, values, source))
-        knobs.check_site(source)
-        low, high = knobs.neck_mm
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.neck_mm
         refuse(
             not 0 <= low <= high <= _NECK_LIMIT,
-            source,
             f"neck_mm {[low, high]} must be 0 <= low <= high <= {_NECK_LIMIT:g}",
         )
-        return knobs
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the scanner."""

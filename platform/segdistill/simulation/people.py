@@ -5,16 +5,17 @@ together. All arithmetic is float64 without BLAS, so a person is the same on eve
 """
 
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy import ndimage
 
-from segdistill.files import SegdistillError
+from segdistill.params import Count, Weight
 from segdistill.simulation.anatomy import Anatomy
 
 Array = NDArray[np.float64]
@@ -23,51 +24,42 @@ _FLOW_STEPS = 8  # Euler steps along the velocity field; small steps keep the wa
 _OPPOSITE = dict(zip("LRAPIS", "RLPASI", strict=True))
 
 
+_Number = Annotated[int, Field(ge=0)]
+_Millimetres = Annotated[float, Field(ge=0.3, le=10)]
+
+
 @dataclass(frozen=True)
 class PeopleKnobs:
     """How much simulated people differ in any modality; the comments in ``params.yaml`` explain each."""
 
-    warp_mm: float
-    warp_scale_mm: float
-    scale_sd: float
-    rotate_sd_deg: float
-
-    def check_people(self, source: str) -> None:
-        """Raise SegdistillError if a value makes no sense."""
-        refuse(self.warp_scale_mm < 3.0, source, "warp_scale_mm must be at least 3.0")
+    warp_mm: Weight
+    warp_scale_mm: Annotated[float, Field(ge=3)]
+    scale_sd: Weight
+    rotate_sd_deg: Weight
 
 
 @dataclass(frozen=True)
 class SiteBase:
     """What every simulated site has, whatever its scanner is."""
 
-    subjects: int
-    split: tuple[int, int, int]
+    subjects: Count
+    split: tuple[_Number, _Number, _Number]
     held_out: bool
-    voxel_mm: tuple[float, float, float]
+    voxel_mm: tuple[_Millimetres, _Millimetres, _Millimetres]
     orientation: str
 
-    def check_site(self, source: str) -> None:
-        """Raise SegdistillError if the site contradicts itself."""
+    def __post_init__(self) -> None:
         total = sum(self.split)
-        refuse(total != self.subjects, source, f"split adds up to {total}, subjects is {self.subjects}")
-        refuse(self.held_out and self.split[:2] != (0, 0), source, "a held-out site has test cases only")
-        refuse(not all(0.3 <= v <= 10 for v in self.voxel_mm), source, "voxel_mm must be 0.3 to 10 mm")
+        refuse(total != self.subjects, f"split adds up to {total}, subjects is {self.subjects}")
+        refuse(self.held_out and self.split[:2] != (0, 0), "a held-out site has test cases only")
         letters = sorted("".join(min(c, _OPPOSITE.get(c, "?")) for c in self.orientation))
-        refuse(letters != ["A", "I", "L"], source, f"orientation {self.orientation!r} isn't axis codes")
+        refuse(letters != ["A", "I", "L"], f"orientation {self.orientation!r} isn't axis codes")
 
 
-def known(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """``values`` for the fields of a dataclass, lists as tuples; exactly its fields must be there."""
-    names = {entry.name for entry in fields(cls)}
-    refuse(set(values) != names, source, f"expected exactly the keys {', '.join(sorted(names))}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def refuse(wrong: bool, source: str, message: str) -> None:
-    """Raise SegdistillError with the place in the parameters, if ``wrong``."""
+def refuse(wrong: bool, message: str) -> None:
+    """Raise ValueError, if ``wrong``."""
     if wrong:
-        raise SegdistillError(f"{source}: {message}.")
+        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -285,8 +277,8 @@ class Modality:
     """What a scanner of one kind adds to people: its knobs, and how it sees them.
 
     Attributes:
-        people: knobs of ``cohort`` in the parameters; has ``from_params``.
-        site: knobs of one of ``sites``; has ``from_params`` and ``facts``, for the manifest.
+        people: the class of the knobs of ``cohort`` in the parameters.
+        site: the class of the knobs of one of ``sites``; has ``facts``, for the manifest.
         template: the anatomy to what all subjects of a site share.
         subject: (template, people, rng) to one person.
         grid: (template, person, site, rng) to the voxels of a scan.

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from segdistill.files import SegdistillError, read_json, write_json
+from segdistill.files import SegdistillError, read_json, subfolders, write_json
+from segdistill.shown import command
 
 Split = Literal["train", "val", "test"]
 
@@ -116,14 +117,30 @@ class Site:
             raise SegdistillError(f"{path}: the site has no cases.")
 
 
+def site_folders(folder: Path) -> list[Path]:
+    """The folder of every site under ``folder``, sorted by name; half-made ones are hidden and left out.
+
+    Raises:
+        SegdistillError: a folder without a manifest, which a broken copy or ``dvc checkout`` leaves.
+    """
+    found = subfolders(folder)
+    for site in found:
+        if not (site / MANIFEST).is_file():
+            raise SegdistillError(
+                f"{site}: no {MANIFEST}, so it is no whole site. Remove the folder, or bring it back: "
+                f"{command('dvc', 'checkout', site)}"
+            )
+    return found
+
+
 def read_sites(folder: Path) -> Iterator[tuple[Path, Site]]:
     """Yield (site folder, site) for every site under ``folder``, sorted by name.
 
     Raises:
-        SegdistillError: no site at all, sites that disagree on structures, or a case name that
-            two sites use.
+        SegdistillError: no site at all, one that isn't whole, sites that disagree on structures, or a
+            case name that two sites use.
     """
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    found = site_folders(folder)
     if not found:
         raise SegdistillError(f"{folder}: no site here. Run 'dvc repro' or 'segdistill site add'.")
     owner: dict[str, str] = {}

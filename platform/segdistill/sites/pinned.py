@@ -123,7 +123,7 @@ def _missing(pinned: Pinned, reason: str) -> str:
     )
 
 
-def read_members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
+def read_from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The bytes of the files ``names`` of a zip (a wheel) or tar archive, by name.
 
     Nothing is written, so that no path inside the archive can point elsewhere.

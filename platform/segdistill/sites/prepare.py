@@ -1,25 +1,40 @@
 """The plan, made from the training split, and the training cases as the networks see them."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
+from pydantic import Field
 
 from segdistill.files import SegdistillError, atomic_folder, write_json
-from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.params import Count, Positive
+from segdistill.runtime.plan import Foreground, Mode, Normalisation, Plan, Structure
 from segdistill.runtime.preprocess import preprocess, preprocess_label
 from segdistill.sites.manifest import Case, Site
-from segdistill.volume import Volume, check_volume, read_label_map, read_volume, same_grid
+from segdistill.volume import Volume, check_volume, grid_difference, read_label_map, read_volume
 
-_KEYS = {
-    *("modality", "orientation", "spacing_mm", "foreground"),
-    *("normalisation", "patch_size", "mode", "overlap"),
-}
 _SAMPLES = 100_000  # labelled voxels per case for the HU statistics, some several times in a small case
+
+
+@dataclass(frozen=True)
+class PlanKnobs:
+    """The ``plan`` part of params.yaml, see :class:`~segdistill.runtime.plan.Plan`.
+
+    ``spacing_mm`` None: the median spacing of the training split, per axis of the plan's orientation.
+    """
+
+    modality: Literal["mri", "ct"]
+    orientation: str
+    spacing_mm: tuple[Positive, Positive, Positive] | None
+    foreground: Foreground
+    normalisation: Literal["zscore", "ct"]
+    patch_size: tuple[Count, Count, Count]
+    mode: Mode
+    overlap: Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -72,46 +87,40 @@ def hold_out(sites: list[tuple[Path, Site]], name: str) -> list[tuple[Path, Site
 
 
 def make_plan(
-    sites: list[tuple[Path, Site]], knobs: Mapping[str, Any], *, task: str, stem_stride: int, stages: int
+    sites: list[tuple[Path, Site]], knobs: PlanKnobs, *, task: str, stem_stride: int, stages: int
 ) -> Plan:
     """Make the plan; only training cases are looked at.
 
     Args:
         sites: folder and manifest of every site.
-        knobs: ``plan`` of ``params.yaml``. ``spacing_mm`` null means the median spacing of the training
-            split, per axis of the plan's orientation.
+        knobs: of ``params.yaml``.
         task: name of the task.
         stem_stride: stride of the networks' first level, voxels.
         stages: the networks' resolution levels.
 
     Raises:
-        SegdistillError: a knob is missing, unknown or makes no sense, sites follow different label
+        SegdistillError: a knob makes no sense, sites follow different label
             protocols, or a training case can't be read.
     """
-    if set(knobs) != _KEYS:
-        raise SegdistillError(
-            f"params.yaml: plan: expected exactly the keys {', '.join(sorted(_KEYS))}."
-        )
     protocols = sorted({site.label_protocol for _, site in sites})
     if len(protocols) > 1:
         raise SegdistillError(
             f"the sites follow different label protocols: {', '.join(protocols)}. Import them with one."
         )
     train = [entry for entry in usable_cases(sites) if entry.case.split == "train" and entry.label]
-    spacing = knobs["spacing_mm"]
+    spacing: Sequence[float] | None = knobs.spacing_mm
     if spacing is None:
-        spacing = median_spacing((read_volume(entry.image) for entry in train), knobs["orientation"])
-    if knobs["normalisation"] == "ct":
+        spacing = median_spacing((read_volume(entry.image) for entry in train), knobs.orientation)
+    if knobs.normalisation == "ct":
         normalisation = hu_statistics((_read_pair(entry) for entry in train), sites[0][1].structures)
     else:
-        normalisation = Normalisation(knobs["normalisation"])
+        normalisation = Normalisation(knobs.normalisation)
     return Plan.from_json(
         {
             "task": task,
-            **{key: knobs[key] for key in ("modality", "orientation", "foreground", "mode", "overlap")},
+            **asdict(knobs),
             "spacing_mm": spacing,
             "normalisation": vars(normalisation),
-            "patch_size": knobs["patch_size"],
             "size_divisor": [stem_stride * 2 ** (stages - 1)] * 3,
             "structures": [
                 vars(Structure(code, name)) for code, name in sorted(sites[0][1].structures.items())
@@ -163,6 +172,45 @@ def hu_statistics(
     )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A case as the networks read it.
+
+    Attributes:
+        image: (1, X, Y, Z) float16, normalised, on the plan's grid.
+        label: (X, Y, Z) uint8 channel indices, 0 background; None where there is none.
+    """
+
+    image: NDArray[np.float16]
+    label: NDArray[np.uint8] | None
+
+
+def prepare_case(entry: Entry, plan: Plan) -> Prepared:
+    """Preprocess one case. The result depends on its two files and the plan, and on nothing else.
+
+    Raises:
+        SegdistillError: the case can't be read, or its label map isn't on its scan's grid.
+    """
+    scan = _read_scan(entry)
+    prepared = preprocess(scan, plan)
+    label = None
+    if entry.label:
+        label = preprocess_label(_read_label(entry, scan), plan, prepared.geometry)
+    return Prepared(prepared.array.astype(np.float16), label)
+
+
+def index_row(entry: Entry, prepared: Prepared) -> dict[str, Any]:
+    """What ``index.json`` says of a prepared case; ``shape`` is (X, Y, Z) voxels."""
+    return {
+        "case": entry.case.case,
+        "site": entry.site.site,
+        "subject": entry.case.subject,
+        "split": entry.case.split,
+        "labelled": prepared.label is not None,
+        "shape": list(prepared.image.shape[1:]),
+    }
+
+
 def prepare(
     sites: list[tuple[Path, Site]],
     plan: Plan,
@@ -171,9 +219,8 @@ def prepare(
 ) -> list[dict[str, Any]]:
     """Preprocess the cases that training may use into ``out``.
 
-    Writes, whole or not at all, ``index.json`` (a list of case, site, subject, split, labelled, shape)
-    and per case ``CASE.image.npy`` ((1, X, Y, Z) float16, normalised, on the plan's grid) and, of the
-    labelled ones, ``CASE.label.npy`` ((X, Y, Z) uint8 channel indices, 0 background).
+    Writes, whole or not at all, ``index.json`` (an :func:`index_row` per case), ``CASE.image.npy`` and,
+    of labelled cases, ``CASE.label.npy``, see :class:`Prepared`.
 
     Returns:
         The index.
@@ -182,26 +229,14 @@ def prepare(
         SegdistillError: a case can't be read, a label map isn't on its scan's grid, or the disk is full.
     """
     cases = usable_cases(sites)
-    index: list[dict[str, Any]] = []
+    index = []
     with atomic_folder(out) as folder:
         for number, entry in enumerate(cases, start=1):
-            scan = _read_scan(entry)
-            prepared = preprocess(scan, plan)
-            name = entry.case.case
-            np.save(folder / f"{name}.image.npy", prepared.array.astype(np.float16), allow_pickle=False)
-            if entry.label:
-                channels = preprocess_label(_read_label(entry, scan), plan, prepared.geometry)
-                np.save(folder / f"{name}.label.npy", channels, allow_pickle=False)
-            index.append(
-                {
-                    "case": name,
-                    "site": entry.site.site,
-                    "subject": entry.case.subject,
-                    "split": entry.case.split,
-                    "labelled": entry.label is not None,
-                    "shape": list(prepared.array.shape[1:]),
-                }
-            )
+            prepared = prepare_case(entry, plan)
+            for part, array in (("image", prepared.image), ("label", prepared.label)):
+                if array is not None:
+                    np.save(folder / f"{entry.case.case}.{part}.npy", array, allow_pickle=False)
+            index.append(index_row(entry, prepared))
             if progress:
                 progress(number, len(cases))
         write_json(folder / "index.json", index)
@@ -215,8 +250,10 @@ def _read_scan(entry: Entry) -> Volume:
 def _read_label(entry: Entry, scan: Volume) -> Volume:
     assert entry.label is not None  # noqa: S101 - callers ask for labelled cases only
     label = read_label_map(entry.label)
-    if not same_grid(scan, label, tolerance_mm=1e-2):
-        raise SegdistillError(f"{entry.label}: not on the grid of {entry.image}. Import the site again.")
+    if difference := grid_difference(scan, label):
+        raise SegdistillError(
+            f"{entry.label}: not on the grid of {entry.image}: {difference}. Import the site again."
+        )
     return label
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from segdistill.files import SegdistillError
+from segdistill.files import SegdistillError, visible
+from segdistill.texts import read_yaml_mapping
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 
@@ -55,15 +54,18 @@ def read_protocol(task: str, folder: Path = PROTOCOLS) -> Protocol:
         SegdistillError: no such task, or the file contradicts itself.
     """
     path = folder / f"{task}.yaml"
-    known = sorted(found.stem for found in folder.glob("*.yaml"))
+    known = [found.stem for found in visible(folder.glob("*.yaml"))]
     if task not in known:
-        raise SegdistillError(f"{path}: no label protocol for task {task!r}. Known: {', '.join(known)}.")
+        raise SegdistillError(
+            f"{path}: no label protocol for task {task!r}. Take a task that has one "
+            f"({', '.join(known)}), or write this file."
+        )
+    body = read_yaml_mapping(path)
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
         structures = {int(code): str(name) for code, name in body["structures"].items()}
         protocol = Protocol(body["task"], body["protocol"], structures, {})
         maps = {tool: _codes(protocol, groups) for tool, groups in body.get("maps", {}).items()}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SegdistillError(f"{path}: not a label protocol ({error!r}). Mend the file.") from error
     names = list(structures.values())
     if not names or len(set(names)) != len(names) or BACKGROUND in names:

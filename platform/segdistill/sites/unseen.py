@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError, atomic_folder, read_json, write_json
-from segdistill.sites.pinned import Pinned, fetch_package, read_members
+from segdistill.sites.pinned import Pinned, fetch_package, read_from_archive
 from segdistill.sites.protocol import read_protocol
 from segdistill.sites.surface import inside, read_gifti
+from segdistill.texts import read_yaml_mapping
 from segdistill.volume import (
     Volume,
+    grid_difference,
     read_dicom_series,
     read_label_map,
     read_volume,
     reoriented,
-    same_grid,
     write_volume,
 )
 
 SOURCES = Path(__file__).parent / "unseen_scans"
-MANIFEST = "unseen.json"
+INDEX = "unseen.json"
 _AGAIN = "Run 'dvc repro unseen_data' again."
 
 
@@ -76,7 +76,7 @@ def read_unseen(folder: Path) -> tuple[UnseenCase, ...]:
     Raises:
         SegdistillError: it is missing or no such manifest, or a group compares nothing.
     """
-    path = folder / MANIFEST
+    path = folder / INDEX
     body = read_json(path)
     try:
         return tuple(
@@ -122,11 +122,11 @@ def make_unseen(task: str, out: Path, sources: Path = SOURCES) -> tuple[UnseenCa
     cases: list[UnseenCase] = []
     with tempfile.TemporaryDirectory() as scratch, atomic_folder(out) as partial:
         if source.is_file():
+            body = read_yaml_mapping(source)
             try:
-                body = yaml.safe_load(source.read_text(encoding="utf-8"))
                 package = Pinned(**body["package"])
                 entries = [(entry, _case(entry)) for entry in body["cases"]]
-            except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise SegdistillError(
                     f"{source}: not a source of unseen scans ({error!r}). Mend the file."
                 ) from error
@@ -135,7 +135,7 @@ def make_unseen(task: str, out: Path, sources: Path = SOURCES) -> tuple[UnseenCa
             for entry, case in entries:
                 _write_case(partial, entry, case, archive)
                 cases.append(case)
-        write_json(partial / MANIFEST, {"task": task, "cases": [asdict(case) for case in cases]})
+        write_json(partial / INDEX, {"task": task, "cases": [asdict(case) for case in cases]})
     return tuple(cases)
 
 
@@ -173,7 +173,7 @@ def _write_case(out: Path, entry: Mapping[str, Any], case: UnseenCase, archive: 
     names = [*slices, *(name for group in surfaces.values() for name in group)]
     names += [entry["image"]] if "image" in entry else []
     names += [entry["reference"]] if "reference" in entry else []
-    members = read_members(archive, names)
+    members = read_from_archive(archive, names)
     image = out / case.image
     image.parent.mkdir(parents=True, exist_ok=True)
     if "reference" in entry:
@@ -192,8 +192,10 @@ def _write_case(out: Path, entry: Mapping[str, Any], case: UnseenCase, archive: 
         )
         write_volume(out / case.reference, labels, scan.affine)
     reference = read_label_map(out / case.reference)
-    if not same_grid(scan, reference):
-        raise SegdistillError(f"{archive}: the reference of {case.case} isn't on its scan's grid.")
+    if difference := grid_difference(scan, reference):
+        raise SegdistillError(
+            f"{archive}: the reference of {case.case} isn't on its scan's grid: {difference}."
+        )
 
 
 def _stacked(slices: Sequence[bytes]) -> Volume:

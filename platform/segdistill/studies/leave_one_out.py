@@ -108,7 +108,7 @@ def _compare(
                     name=f"{name}, {WITHOUT}",
                     against=f"{name}, {FULL}",
                     metric=metric,
-                    sites="unseen",
+                    sites="held_out",
                     confidence=confidence,
                     seed=seed,
                 )

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdistill.files import json_bytes, read_json, sha256_of
+from segdistill.network.architecture import NetworkKnobs
+from segdistill.params import build
 from segdistill.runtime.plan import Plan
+from segdistill.training.distillation.knobs import DistillationKnobs
+from segdistill.training.knobs import TrainingKnobs
 
 if TYPE_CHECKING:
     from segdistill.network.model import Role
@@ -30,9 +34,9 @@ class Job:
         data: folder of prepared cases.
         teacher: folder of the teacher's model, for a student; else None.
         soft_labels: folder of the teacher's soft labels, for a student; else None.
-        network: the ``network`` part of params.yaml.
-        training: the ``training`` part of params.yaml.
-        distillation: the ``distillation`` part of params.yaml; empty without a teacher.
+        network: what the architecture is scaled from.
+        training: how it is trained.
+        distillation: how a student is taught; None without a teacher.
         tracking: ``{"uri": ..., "run_id": ...}`` of the MLflow run that follows along, or empty.
     """
 
@@ -46,14 +50,29 @@ class Job:
     data: str
     teacher: str | None
     soft_labels: str | None
-    network: Mapping[str, Any]
-    training: Mapping[str, Any]
-    distillation: Mapping[str, Any]
+    network: NetworkKnobs
+    training: TrainingKnobs
+    distillation: DistillationKnobs | None
     tracking: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The job as plain values; ``Job(**values)`` is the job again."""
+        """The job as plain values; :meth:`from_json` reads them."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "Job":
+        """The job of which :meth:`to_json` gave the values.
+
+        Raises:
+            SegdistillError: knobs that are none.
+        """
+        taught = body["distillation"]
+        knobs = {
+            "network": build(NetworkKnobs, body["network"], "job", "network"),
+            "training": build(TrainingKnobs, body["training"], "job", "training"),
+            "distillation": taught and build(DistillationKnobs, taught, "job", "distillation"),
+        }
+        return cls(**{**body, **knobs})
 
     def digest(self) -> str:
         """Digest of all that decides the outcome: knobs, plan, data, teacher and this library's code.

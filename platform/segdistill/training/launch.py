@@ -1,15 +1,19 @@
 """Run a job: on Ray Train (one machine, or the cluster that RAY_ADDRESS names), or in this process."""
 
+import fcntl
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segdistill import telemetry
 from segdistill.files import SegdistillError
 from segdistill.runtime.cpus import usable_cpus
 from segdistill.training.job import Job
@@ -19,13 +23,10 @@ from segdistill.training.job import Job
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
-    from torch import nn
-
     from segdistill.network.unet import UNet
 
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **telemetry.OFF,
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -33,8 +34,6 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_worker_niceness": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
 }
 # Training on a CPU frees and takes the same large blocks at every step. Kept by the allocator instead of
 # given back to the system, they cost no page faults: 1.4 to 1.9 times faster steps.
@@ -43,51 +42,101 @@ CPU_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
+PROGRESS = "progress.log"  # what the workers say, in the folder of the checkpoints
 _FAILURES = 2  # times that lost workers are replaced, from the last checkpoint
 
 
 def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
     """Train ``job`` on Ray Train, or continue where an interrupted run of the same job stopped.
 
+    Workers log to MLflow as they train. Those of a cluster may be on other machines: a tracking address
+    that only this machine can reach isn't given to them, and the curve is logged from here at the end.
+
     Args:
         job: what to train.
-        runs: folder for checkpoints, on storage that every worker sees. What other jobs of the same
-            name left there is removed; this job's own folder goes once the network is in hand.
+        runs: folder for the checkpoints of one task, on storage that every worker sees. This job's are
+            in ``NAME/DIGEST``; they go once the network is in hand. What other jobs of the same name
+            left there is removed.
 
     Returns:
         The trained network and its learning curve.
 
     Raises:
-        SegdistillError: the workers failed more often than they are replaced.
+        SegdistillError: the workers failed more often than they are replaced, or a training of the same
+            name is running.
     """
-    name = f"{job.name}-{job.digest()[:16]}"
-    runs.mkdir(parents=True, exist_ok=True)
-    for stale in runs.glob(f"{job.name}-*"):
-        if stale.name != name and stale.name.removeprefix(f"{job.name}-").isalnum():
-            shutil.rmtree(stale)
-    with _ray():
-        checkpoint = _fit(job, runs.resolve(), name)
-    from segdistill.training.loop import finished
+    late = _tracked_late(job)
+    if late:
+        print(  # noqa: T201 - a person watches it
+            f"{job.name}: workers of the cluster at RAY_ADDRESS can't reach {job.tracking['uri']}; "
+            "MLflow gets the curve when the training is done.",
+            flush=True,
+        )
+    with _own_folder(job, runs) as folder:
+        with _ray():
+            _fit(replace(job, tracking={}) if late else job, folder)
+        network, history = _result(job, folder)
+    if late:
+        from segdistill.training.tracking import Tracker
 
-    result = finished(checkpoint, job)
-    shutil.rmtree(runs / name)
-    return result
+        tracker = Tracker(job.tracking)
+        for row in history:
+            tracker.log(row)
+    return network, history
+
+
+def _tracked_late(job: Job) -> bool:
+    """Whether only this machine can reach the job's tracking address, and workers may be on others."""
+    if not (job.tracking and os.environ.get("RAY_ADDRESS")):
+        return False
+    from segdistill.training.tracking import only_from_here
+
+    return only_from_here(job.tracking["uri"])
 
 
 def run_here(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
-    """Train ``job`` in this process, without Ray: the same loop, for a debugger."""
-    from segdistill.training.loop import finished, train
+    """Train ``job`` in this process, without Ray: the same loop, for a debugger. See :func:`run`."""
+    from segdistill.training.loop import train
     from segdistill.training.session import LocalSession
 
-    folder = runs / f"{job.name}-{job.digest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    session = LocalSession(folder)
-    train(job, session)
-    checkpoint = session.latest()
-    assert checkpoint is not None  # noqa: S101 - train() ends with a report
-    result = finished(checkpoint, job)
-    shutil.rmtree(folder)
-    return result
+    with _own_folder(job, runs) as folder:
+        train(job, LocalSession(folder))
+        return _result(job, folder)
+
+
+def _result(job: Job, folder: Path) -> "tuple[UNet, list[dict[str, Any]]]":
+    from segdistill.training.loop import finished
+    from segdistill.training.session import LocalSession
+
+    checkpoint = LocalSession(folder).latest()
+    if checkpoint is None:
+        raise SegdistillError(f"{folder}: the training ended without a checkpoint. Start it again.")
+    return finished(checkpoint, job)
+
+
+@contextmanager
+def _own_folder(job: Job, runs: Path) -> "Iterator[Path]":
+    """The folder of the job's checkpoints, which nobody else uses or removes during the block.
+
+    The system lets go of the lock when this process ends, however it ends.
+    """
+    own = runs.resolve() / job.name
+    own.mkdir(parents=True, exist_ok=True)
+    with (own / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SegdistillError(
+                f"{own}: a training of this name is running. Wait until it ends, or stop it; then run "
+                "the same command again."
+            ) from error
+        folder = own / job.digest()[:16]
+        for stale in own.iterdir():
+            if stale.is_dir() and stale != folder:
+                shutil.rmtree(stale)
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
 
 
 @contextmanager
@@ -130,13 +179,13 @@ def _ray() -> "Iterator[None]":
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fit(job: Job, runs: Path, name: str) -> Path:
+def _fit(job: Job, folder: Path) -> None:
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig, RunConfig
 
-    workers = int(job.training["workers"])
+    workers = job.training.workers
     resources = ray.cluster_resources()
     gpu = resources.get("GPU", 0) >= workers
     if resources.get("CPU", 0) < workers:
@@ -145,11 +194,13 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
             f"{resources.get('CPU', 0):g} CPUs. Lower it."
         )
     threads = max(1, int(resources["CPU"]) // workers)
-    progress = runs / name / "progress.log"
-    progress.parent.mkdir(exist_ok=True)
+    # The checkpoints are the session's own. Ray keeps records of a run, too, and half of one, as a power
+    # cut leaves it, would stop every later run.
+    storage = folder / "ray"
+    shutil.rmtree(storage, ignore_errors=True)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job.to_json(), "threads": threads, "progress": str(progress)},
+        train_loop_config={"job": job.to_json(), "threads": threads, "folder": str(folder)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -157,24 +208,25 @@ def _fit(job: Job, runs: Path, name: str) -> Path:
             resources_per_worker={"CPU": threads, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(runs),
+            name=job.name,
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": {} if gpu else CPU_ALLOCATOR},
         ),
     )
     try:
-        with _shown(progress):
-            result = trainer.fit()
+        with _shown(folder / PROGRESS):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise SegdistillError(f"{job.name}: the training failed for good: {error}") from error
-    if result.checkpoint is None:
-        raise SegdistillError(
-            f"{runs / name}: the run ended without a checkpoint. Remove it and start again."
-        )
-    return Path(result.checkpoint.path)
+        raise SegdistillError(_why(job, error)) from error
+
+
+def _why(job: Job, error: Exception) -> str:
+    """What a worker failed with: the last line of its traceback, which Ray hands on as text."""
+    last = str(error).strip().splitlines()[-1].strip()
+    own = re.match(r"segdistill\.[\w.]+: (.*)", last)
+    return own[1] if own else f"{job.name}: the training failed for good: {last}"
 
 
 @contextmanager
@@ -206,41 +258,7 @@ def _worker(config: Mapping[str, Any]) -> None:
     import torch
 
     from segdistill.training.loop import train
+    from segdistill.training.session import RaySession
 
     torch.set_num_threads(config["threads"])
-    train(Job(**config["job"]), _RaySession(Path(config["progress"])))
-
-
-class _RaySession:
-    """One of Ray Train's workers."""
-
-    def __init__(self, progress: Path) -> None:
-        import ray.train
-        from ray.train.torch import get_device
-
-        context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.workers: int = context.get_world_size()
-        self.device: torch.device = get_device()
-        self._progress = progress
-
-    def wrap(self, network: "nn.Module") -> "nn.Module":
-        from ray.train.torch import prepare_model
-
-        return prepare_model(network)  # type: ignore[no-any-return]
-
-    def latest(self) -> Path | None:
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        return Path(checkpoint.to_directory()) if checkpoint else None
-
-    def say(self, line: str) -> None:
-        with self._progress.open("a") as stream:
-            stream.write(line + "\n")
-
-    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
-        import ray.train
-
-        handed = ray.train.Checkpoint.from_directory(str(checkpoint)) if self.rank == 0 else None
-        ray.train.report(dict(metrics), checkpoint=handed)
+    train(Job.from_json(config["job"]), RaySession(Path(config["folder"])))

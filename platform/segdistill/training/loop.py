@@ -16,14 +16,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
+from segdistill.network.finite import require_finite
 from segdistill.network.model import TorchBackend, read_model
-from segdistill.network.unet import UNet
+from segdistill.network.unet import UNet, own_tensors
+from segdistill.overlap import dice_by_code
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.windows import predict
 from segdistill.training import checkpoint
 from segdistill.training.device import has_bf16
 from segdistill.training.distillation.inherit import inherit
-from segdistill.training.distillation.teaching import DistillationKnobs, FeatureTap, Teaching
+from segdistill.training.distillation.knobs import DistillationKnobs
+from segdistill.training.distillation.teaching import FeatureTap, Teaching
 from segdistill.training.job import Job
 from segdistill.training.losses import supervised_loss
 from segdistill.training.patches import Batch, PatchSampler, Small, TrainingCase, ahead, read_cases
@@ -52,9 +55,9 @@ def train(job: Job, session: Session) -> None:
     sampler = PatchSampler(
         training_cases(job),
         plan,
-        batch_size=knobs["batch_size"],
-        foreground_share=knobs["foreground_share"],
-        flip_left_right=knobs["flip_left_right"],
+        batch_size=knobs.batch_size,
+        foreground_share=knobs.foreground_share,
+        flip_left_right=knobs.flip_left_right,
         seed=job.seed,
         small=Small.from_knobs(knobs, job.steps, plan),
     )
@@ -67,16 +70,16 @@ def train(job: Job, session: Session) -> None:
     if teacher is not None:
         trained["teaching"] = teacher.teaching
     optimizer = torch.optim.AdamW(
-        trained.parameters(), lr=job.learning_rate, weight_decay=knobs["weight_decay"]
+        trained.parameters(), lr=job.learning_rate, weight_decay=knobs.weight_decay
     )
     average = None
-    if knobs["ema"]:
-        moving = get_ema_multi_avg_fn(knobs["ema"])  # type: ignore[no-untyped-call]
+    if knobs.ema:
+        moving = get_ema_multi_avg_fn(knobs.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     result: UNet = network if average is None else average.module  # type: ignore[assignment]
     state = checkpoint.State(trained, optimizer, average)
     val_cases = read_cases(Path(job.data), "val")
-    half = knobs["precision"] == "bf16" and has_bf16(session.device)
+    half = knobs.precision == "bf16" and has_bf16(session.device)
     tracker = Tracker(job.tracking if session.rank == 0 else {})
     start = 0
     history: list[dict[str, Any]] = []
@@ -96,17 +99,15 @@ def train(job: Job, session: Session) -> None:
         batch = batch.to(session.device)
         loaded = time.perf_counter()
         wrapped.train()
-        heard = None
+        target = None
         with torch.autocast(session.device.type, torch.bfloat16, enabled=half):
             if teacher is not None:
-                heard = teacher.looks_at(batch, step)
-            taught = time.perf_counter()
+                target = teacher.forward(batch, step)
+            teacher_done = time.perf_counter()
             levels = wrapped(batch.image)
-        losses = {
-            "supervised": supervised_loss(levels, batch.label, knobs["dice_weight"], knobs["ce_weight"])
-        }
-        if teacher is not None and heard is not None:
-            losses |= teacher.says(levels, heard, batch, step)
+        losses = {"supervised": supervised_loss(levels, batch.label, knobs.dice_weight, knobs.ce_weight)}
+        if teacher is not None and target is not None:
+            losses |= teacher.terms(levels, target, batch, step)
         loss = torch.stack(list(losses.values())).sum()
         if not math.isfinite(loss.item()):
             raise SegdistillError(
@@ -124,7 +125,7 @@ def train(job: Job, session: Session) -> None:
             losses,
             samples=len(batch.image) * session.workers,
             data=loaded - began,
-            teacher=taught - loaded,
+            teacher=teacher_done - loaded,
             total=now - began,
         )
         began = now
@@ -133,12 +134,12 @@ def train(job: Job, session: Session) -> None:
         last = done == job.steps
         if done % LOG_STEPS == 0 or last:
             row = curve.row(done, optimizer.param_groups[0]["lr"])
-            if done % knobs["validate_steps"] == 0 or last:
+            if done % knobs.validate_steps == 0 or last:
                 row["val_dice"] = validate(result, val_cases, plan) if session.rank == 0 else None
             history.append(row)
             tracker.log(row)
             curve.show(row)
-        if done % knobs["checkpoint_steps"] == 0 or last:
+        if done % knobs.checkpoint_steps == 0 or last:
             with tempfile.TemporaryDirectory() as name:
                 if session.rank == 0:
                     checkpoint.save(Path(name), state, done, history)
@@ -149,20 +150,20 @@ def train(job: Job, session: Session) -> None:
 
 
 def training_cases(job: Job) -> list[TrainingCase]:
-    """The training split, with soft labels only where every patch's are heard.
+    """The training split, with soft labels only where every patch needs its own.
 
     They are larger than image and label together, so moving them along for nothing would more than
     double the cost of drawing a patch. Unlabelled cases keep the label that they get from them.
     """
     cases = read_cases(Path(job.data), "train", soft=Path(job.soft_labels) if job.soft_labels else None)
-    if job.distillation and DistillationKnobs.from_params(job.distillation).hears_soft_labels:
+    if job.distillation and job.distillation.needs_soft_labels:
         return cases
     return [replace(case, soft=None) for case in cases]
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What the teacher made of a batch: its logits and features, or None with stored soft labels."""
+class _TeacherPass:
+    """The teacher's logits and features on a batch; no logits where soft labels are stored."""
 
     levels: list[Tensor] | None
     features: list[Tensor]
@@ -173,10 +174,20 @@ class _Teacher:
 
     @classmethod
     def of(cls, job: Job, plan: Plan, session: Session, student: UNet) -> "_Teacher | None":
-        return None if job.teacher is None else cls(job, job.teacher, plan, session, student)
+        if job.teacher is None or job.distillation is None:
+            return None
+        return cls(job, job.teacher, job.distillation, plan, session, student)
 
-    def __init__(self, job: Job, folder: str, plan: Plan, session: Session, student: UNet) -> None:
-        self.knobs = DistillationKnobs.from_params(job.distillation)
+    def __init__(
+        self,
+        job: Job,
+        folder: str,
+        knobs: DistillationKnobs,
+        plan: Plan,
+        session: Session,
+        student: UNet,
+    ) -> None:
+        self.knobs = knobs
         teacher = read_model(Path(folder), plan).network.to(session.device).eval()
         self.network = teacher.requires_grad_(False)
         self.teaching = Teaching(
@@ -187,26 +198,28 @@ class _Teacher:
         has_own = any(True for _ in self.teaching.parameters())
         self._wrapped = session.wrap(self.teaching) if has_own else self.teaching
         self._taps = (FeatureTap(student), FeatureTap(teacher)) if has_own else ()
-        self._from = round(self.knobs.warm_up * job.steps) if self.knobs.speaks else job.steps
+        self._from = round(self.knobs.warm_up * job.steps) if self.knobs.has_terms else job.steps
         self._seed = job.seed
 
-    def looks_at(self, batch: Batch, step: int) -> _Heard | None:
-        """Run the teacher if it runs live; None while the student is still left alone."""
+    def forward(self, batch: Batch, step: int) -> _TeacherPass | None:
+        """The teacher's forward pass, if it runs live; None during the student's warm-up."""
         if step < self._from:
             return None
         if self.knobs.teaching == "stored":
-            return _Heard(None, [])
+            return _TeacherPass(None, [])
         with torch.no_grad():
             levels = self.network.levels(batch.image)
-        return _Heard(levels, self._taps[1].take() if self._taps else [])
+        return _TeacherPass(levels, self._taps[1].take() if self._taps else [])
 
-    def says(self, levels: list[Tensor], heard: _Heard, batch: Batch, step: int) -> dict[str, Tensor]:
+    def terms(
+        self, levels: list[Tensor], target: _TeacherPass, batch: Batch, step: int
+    ) -> dict[str, Tensor]:
         """The weighted distillation terms of a step."""
         terms: dict[str, Tensor] = self._wrapped(
             levels,
             self._taps[0].take() if self._taps else [],
-            self.teaching.heard(levels, heard.levels, batch.soft),
-            heard.features,
+            self.teaching.logit_targets(levels, target.levels, batch.soft),
+            target.features,
             batch.label,
             self._seed + step,
         )
@@ -227,12 +240,17 @@ def _inherit(network: UNet, teacher: UNet, sampler: PatchSampler, session: Sessi
 
 
 def finished(folder: Path, job: Job) -> tuple[UNet, list[dict[str, Any]]]:
-    """The trained network (on the CPU) and its learning curve, from the last checkpoint's folder."""
+    """The trained network (on the CPU) and its learning curve, from the last checkpoint's folder.
+
+    Raises:
+        SegdistillError: the training stopped early, or a weight isn't finite.
+    """
     plan = Plan.read(Path(job.plan))
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out))
     step, history = checkpoint.restore_result(folder, network)
     if step != job.steps:
         raise SegdistillError(f"{folder}: stopped at step {step} of {job.steps}. Run 'dvc repro' again.")
+    require_finite(own_tensors(network), f"{job.name} after step {step}")
     return network.eval(), history
 
 
@@ -260,16 +278,9 @@ def structure_dice(network: UNet, cases: list[TrainingCase], plan: Plan) -> NDAr
     scores = []
     for case in cases:
         predicted = predict(case.image.astype(np.float32), quick, backend).argmax(axis=0)
-        scores.append(_dice(predicted, np.asarray(case.label), plan.channels_out))
+        label = np.asarray(case.label)
+        scores.append(dice_by_code(predicted, label, plan.channels_out - 1, in_reference=True))
     return np.array(scores)
-
-
-def _dice(predicted: np.ndarray, label: np.ndarray, classes: int) -> NDArray[np.float64]:
-    pairs = np.bincount((label.astype(np.int64) * classes + predicted).ravel(), minlength=classes**2)
-    table = pairs.reshape(classes, classes)
-    dice = 2 * np.diag(table) / np.maximum(1, table.sum(axis=0) + table.sum(axis=1))
-    present = table.sum(axis=1) > 0
-    return np.asarray(np.where(present, dice, np.nan)[1:])
 
 
 class _Curve:

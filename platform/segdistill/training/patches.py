@@ -1,10 +1,9 @@
 """Training patches: which case, which place, the same for the same seed, step and worker."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from segdistill.files import SegdistillError, read_json
 from segdistill.runtime.plan import Plan
 from segdistill.training.augment import apply, augmentation
+from segdistill.training.knobs import TrainingKnobs
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,19 @@ class Small:
     batch_size: int
 
     @classmethod
-    def from_knobs(cls, knobs: Mapping[str, Any], steps: int, plan: Plan) -> "Small":
-        """As the ``training`` part of params.yaml says, for a training of so many steps.
+    def from_knobs(cls, knobs: TrainingKnobs, steps: int, plan: Plan) -> "Small":
+        """For a training of so many steps.
 
         Raises:
-            SegdistillError: the share lies outside of 0 to 1, or the network can't take the size.
+            SegdistillError: the network can't take the size.
         """
-        share, size = float(knobs["small_share"]), tuple(knobs["small_patch_size"])
-        if not 0 <= share <= 1:
-            raise SegdistillError(f"params.yaml: training.small_share is {share}, not from 0 to 1.")
-        if len(size) != 3 or any(n < 1 or n % d for n, d in zip(size, plan.size_divisor, strict=True)):
+        size = knobs.small_patch_size
+        if any(n % d for n, d in zip(size, plan.size_divisor, strict=True)):
             raise SegdistillError(
                 f"params.yaml: training.small_patch_size is {list(size)}; it needs three multiples of "
                 f"{list(plan.size_divisor)}."
             )
-        return cls(round(share * steps), size, int(knobs["small_batch_size"]))
+        return cls(round(knobs.small_share * steps), size, knobs.small_batch_size)
 
 
 @dataclass(frozen=True)
@@ -119,19 +117,19 @@ def read_cases(
     return [_read_case(folder, entry["case"], entry["labelled"], soft) for entry in entries]
 
 
-def _read_case(folder: Path, case: str, labelled: bool, soft: Path | None) -> TrainingCase:
+def _read_case(folder: Path, case: str, labelled: bool, soft_labels: Path | None) -> TrainingCase:
     image = _mapped(folder / f"{case}.image.npy")
-    heard = None
-    if soft is not None:
-        path = soft / f"{case}.soft.npy"
+    soft = None
+    if soft_labels is not None:
+        path = soft_labels / f"{case}.soft.npy"
         if not path.is_file():
             raise SegdistillError(f"{path}: no soft labels of this case. Run 'dvc repro soft_labels'.")
-        heard = _mapped(path)
+        soft = _mapped(path)
     if labelled:
         label = _mapped(folder / f"{case}.label.npy")
     else:
-        label = np.zeros(image.shape[1:], np.uint8) if heard is None else heard[0]
-    return TrainingCase(case, image, label, heard)
+        label = np.zeros(image.shape[1:], np.uint8) if soft is None else soft[0]
+    return TrainingCase(case, image, label, soft)
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segdistill.files import atomic_folder
+from segdistill.training.launch import PROGRESS
 
 
 class Session(Protocol):
@@ -32,7 +33,11 @@ class Session(Protocol):
 
 
 class LocalSession:
-    """One process, no Ray: for debugging, and for tests of the loop itself."""
+    """One process, no Ray: for debugging, and for tests of the loop itself.
+
+    Args:
+        folder: of the run, for its last checkpoint.
+    """
 
     rank = 0
     workers = 1
@@ -57,3 +62,41 @@ class LocalSession:
         """See :class:`Session`."""
         with atomic_folder(self._checkpoint) as partial:
             shutil.copytree(checkpoint, partial, dirs_exist_ok=True)
+
+
+class RaySession(LocalSession):
+    """One of Ray Train's workers.
+
+    Args:
+        folder: of the run, on storage that every worker sees.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import ray.train
+        from ray.train.torch import get_device
+
+        super().__init__(folder)
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.workers = context.get_world_size()
+        self.device = get_device()
+        self._progress = folder / PROGRESS
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """See :class:`Session`."""
+        from ray.train.torch import prepare_model
+
+        return prepare_model(network)  # type: ignore[no-any-return]
+
+    def say(self, line: str) -> None:
+        """See :class:`Session`."""
+        with self._progress.open("a") as stream:
+            stream.write(line + "\n")
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
+        """See :class:`Session`."""
+        import ray.train
+
+        if self.rank == 0:
+            super().report(metrics, checkpoint)
+        ray.train.report(dict(metrics))  # and wait for one another

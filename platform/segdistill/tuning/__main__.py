@@ -22,10 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m segdistill.tuning",
         description="Measure how a bundle runs fastest on this machine without losing Dice.",
     )
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument(
+        "bundle", type=Path, help="folder of the bundle, e.g. bundles/brain_mri/student-x4"
+    )
     parser.add_argument("tuning", type=Path, help="JSON file to write")
     parser.add_argument("scan", type=Path, nargs="+", help="scans of the kind that will be segmented")
-    parser.add_argument("--overlap", type=float, nargs="*", default=[0.25, 0.4], help="to try")
+    parser.add_argument(
+        "--overlap", type=float, nargs="*", default=[0.25, 0.4], help="of windows, to try"
+    )
     given = parser.parse_args(arguments)
     try:
         tuning = tune(

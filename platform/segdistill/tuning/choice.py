@@ -47,7 +47,7 @@ def chosen(tuning: Mapping[str, Any], bundle: Bundle, source: str) -> tuple[Sett
     """The setting to serve with, and a sentence that says why.
 
     On another processor than the one it was measured on, the choice falls back to the fastest float32
-    setting that kept the Dice: float32 says the same everywhere.
+    setting that kept the Dice: float32 is as exact on every processor.
 
     Args:
         tuning: from :func:`~segdistill.tuning.search.tune`, as read back.

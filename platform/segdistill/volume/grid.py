@@ -1,5 +1,6 @@
 """What a volume is, and what makes one fit to be segmented."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +21,18 @@ from segdistill.files import SegdistillError
 SMALLEST_SPACING_MM = 0.05
 LARGEST_SPACING_MM = 20.0
 
+#: How far along an axis two descriptions of a grid may put the same voxel apart, in voxels. A corner
+#: taken for a centre moves a grid by twice as much; rounded directions and spacings move it by less.
+TOLERANCE_VOXELS = 0.25
+
 
 class VolumeError(SegdistillError):
     """A scan or label map that can't be used; the message names the file and what to do."""
+
+
+def reason(error: Exception) -> str:
+    """What went wrong in a parser or decoder, in one line that is never empty."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +67,49 @@ class Volume:
         return replace(self, array=np.broadcast_to(np.zeros((), self.array.dtype), self.array.shape))
 
 
-def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
-    """Whether two volumes have the same shape and put every voxel at the same place.
+def same_grid(a: Volume, b: Volume) -> bool:
+    """Whether two volumes have the same grid: :func:`grid_difference` finds nothing."""
+    return not grid_difference(a, b)
 
-    Args:
-        a: one volume.
-        b: the other.
-        tolerance_mm: largest distance between the same voxel of the two, in mm.
+
+def grid_difference(a: Volume, b: Volume) -> str:
+    """How the grids of two volumes differ, for a message; empty if they're the same.
+
+    They're the same with one shape and every voxel at the same place, within
+    :data:`TOLERANCE_VOXELS` over the whole extent.
     """
     if a.array.shape != b.array.shape:
-        return False
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.array.shape], [1])).reshape(4, -1)
-    apart = (a.affine - b.affine)[:3] @ corners
-    return bool(np.linalg.norm(apart, axis=0).max() <= tolerance_mm)
+        return f"shape {a.array.shape} and {b.array.shape}"
+    return affine_difference(a.affine, b.affine, a.array.shape)
+
+
+def affine_difference(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, ...]) -> str:
+    """How far two affines put the same voxels apart, for a message; empty within the tolerance.
+
+    Args:
+        a: (4, 4) from voxel indices to mm.
+        b: the other, as ``a``.
+        shape: of the grid, three axes.
+    """
+    # The distance grows in a straight line from voxel to voxel, so it's largest at a corner.
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
+    apart = (b - a)[:3] @ corners
+    in_voxels = np.abs(np.linalg.solve(a[:3, :3], apart)).max(axis=1)
+    if in_voxels.max() <= TOLERANCE_VOXELS:
+        return ""
+    farthest = float(np.linalg.norm(apart, axis=0).max())
+    words = [
+        f"the same voxel is up to {farthest:.3g} mm apart ({in_voxels.max():.3g} voxels along axis "
+        f"{in_voxels.argmax() + 1}; {TOLERANCE_VOXELS:g} are allowed)"
+    ]
+    # Absurd voxel sizes have no direction.
+    axes = ["".join(code or "?" for code in aff2axcodes(affine)) for affine in (a, b)]
+    if axes[0] != axes[1]:
+        words.append(f"axes {axes[0]} and {axes[1]}")
+    sizes = [voxel_sizes(affine) for affine in (a, b)]
+    if not np.allclose(sizes[0], sizes[1], rtol=1e-4):
+        words.append(f"voxel size {in_mm(sizes[0])} and {in_mm(sizes[1])} mm")
+    return ", ".join(words)
 
 
 def reoriented(volume: Volume, orientation: str) -> Volume:
@@ -112,7 +152,7 @@ def check_volume(volume: Volume, name: str) -> Volume:
 
 def check_shape(shape: tuple[int, ...], name: str) -> None:
     """Raise VolumeError unless ``shape`` has three axes of at least two voxels each."""
-    if 0 in shape or not shape:
+    if min(shape, default=0) < 1:
         raise VolumeError(f"{name}: the volume is empty, its shape is {shape}. Export the scan again.")
     if len(shape) > 3:
         raise VolumeError(
@@ -135,7 +175,7 @@ def check_affine(affine: NDArray[np.float64], name: str) -> None:
     sizes = voxel_sizes(affine)
     if not all(SMALLEST_SPACING_MM <= size <= LARGEST_SPACING_MM for size in sizes):
         raise VolumeError(
-            f"{name}: voxel size {_in_mm(sizes)} mm is out of {SMALLEST_SPACING_MM} to "
+            f"{name}: voxel size {in_mm(sizes)} mm is out of {SMALLEST_SPACING_MM} to "
             f"{LARGEST_SPACING_MM} mm. Check the units and repair the header, or export again."
         )
     # Of unit columns: 1 for right angles, 0 when two axes point the same way.
@@ -146,5 +186,6 @@ def check_affine(affine: NDArray[np.float64], name: str) -> None:
         )
 
 
-def _in_mm(sizes: NDArray[np.float64]) -> str:
+def in_mm(sizes: Iterable[float]) -> str:
+    """Voxel sizes for a message, without the unit: ``1 x 1 x 2.5``."""
     return " x ".join(f"{size:g}" for size in sizes)

@@ -9,7 +9,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from segdistill.files import atomic_path
-from segdistill.volume.grid import Volume, VolumeError, check_affine
+from segdistill.volume.grid import Volume, VolumeError, affine_difference, check_affine
 
 # The fields that say where the voxels are. All others stay at their defaults: free text
 # (descrip, aux_file, intent_name, db_name) and extensions may name a patient.
@@ -74,8 +74,10 @@ def _new_header(shape: tuple[int, ...], affine: NDArray[np.float64]) -> Any:
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_xyzt_units("mm")
-    header.set_qform(affine, code=1)
     header.set_sform(affine, code=1)
+    # A qform holds right angles only; where the affine has others, it would contradict the sform.
+    header.set_qform(affine, code=1)
+    header["qform_code"] = not affine_difference(affine, header.get_qform(), shape)
     return header
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -5,18 +7,11 @@ from torch.nn import functional
 from segdistill.network.architecture import Architecture, Norm
 from segdistill.network.unet import UNet
 from segdistill.training.distillation.inherit import inherit, representatives
+from tests.training.toy import NETWORK
 
 
 def _network(width: float, norm: Norm, stem_stride: int = 2, seed: int = 0) -> UNet:
-    knobs = {
-        "base_channels": 8,
-        "max_channels": 32,
-        "stages": 3,
-        "stem_stride": stem_stride,
-        "norm": norm,
-        "min_channels": 2,
-        "deep_supervision": 1,
-    }
+    knobs = replace(NETWORK, stem_stride=stem_stride, norm=norm)
     torch.manual_seed(seed)
     network = UNet(Architecture.scaled(knobs, width, channels_out=3))
     for name, value in network.named_parameters():  # not the values that a norm starts with
@@ -42,13 +37,13 @@ def test_a_student_as_wide_as_its_teacher_becomes_its_teacher(norm: Norm, stem_s
     if norm == "batch":
         for image in _images(3):
             teacher(image)
-    *seen, unseen = _images(9)
-    explained = inherit(student, teacher, seen)
+    *fitted, other = _images(9)
+    explained = inherit(student, teacher, fitted)
     assert min(explained.values()) > 0.999
     teacher.eval()
     student.eval()
     with torch.no_grad():
-        for ours, theirs in zip(student.levels(unseen), teacher.levels(unseen), strict=True):
+        for ours, theirs in zip(student.levels(other), teacher.levels(other), strict=True):
             assert (ours - theirs).std() < 0.05 * theirs.std()
 
 
@@ -59,17 +54,17 @@ def test_a_narrow_student_starts_near_its_teacher(norm: Norm) -> None:
     if norm == "batch":
         for image in _images(3):
             teacher(image)
-    *seen, unseen = _images(9)
+    *fitted, other = _images(9)
 
     def unexplained() -> float:
         teacher.eval()
         student.eval()
         with torch.no_grad():
-            ours, theirs = student(unseen), teacher(unseen)
+            ours, theirs = student(other), teacher(other)
         return float((ours - theirs).square().mean() / theirs.var())
 
     before = unexplained()
-    inherit(student, teacher, seen)
+    inherit(student, teacher, fitted)
     assert unexplained() < 0.6 < before
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data" / f"{index[0]['case']}.label.npy").rename(folder / "truth.npy")
     write_soft_labels(read_model(folder / "teacher", plan), plan, folder / "data", folder / "soft")
     return folder
+
+
+def test_a_teacher_that_gives_no_numbers_writes_no_soft_labels(taught: Path, tmp_path: Path) -> None:
+    """Probabilities that aren't finite end the stage with the case's name, and nothing is written."""
+    plan = Plan.read(next(taught.rglob("plan.json")))
+    teacher = read_model(taught / "teacher", plan)
+    with torch.no_grad():
+        next(teacher.network.parameters()).fill_(float("nan"))
+    with pytest.raises(SegdistillError, match="teacher gives NaN for this case"):
+        write_soft_labels(teacher, plan, taught / "data", tmp_path / "soft")
+    assert not list(tmp_path.iterdir())
 
 
 @settings(max_examples=30, deadline=None)
@@ -96,16 +108,19 @@ def test_unlabelled_cases_are_for_students_alone(taught: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "heard"),
+    ("change", "needed"),
     [({"teaching": "stored"}, True), ({"teaching": "stored", "logit_weight": 0.0}, False), ({}, False)],
     ids=["stored", "weight 0", "live"],
 )
-def test_soft_labels_move_along_only_where_they_are_heard(
-    taught: Path, change: dict[str, Any], heard: bool
+def test_soft_labels_move_along_only_where_a_term_needs_them(
+    taught: Path, change: dict[str, Any], needed: bool
 ) -> None:
-    """Without a term that hears them, patches carry no soft labels; else nothing changes."""
+    """Without a term that needs them, patches carry no soft labels; else nothing changes."""
     job = toy_job(
-        taught, role="student", soft_labels=str(taught / "soft"), distillation=DISTILLATION | change
+        taught,
+        role="student",
+        soft_labels=str(taught / "soft"),
+        distillation=replace(DISTILLATION, **change),
     )
     plan = Plan.read(taught / "plan.json")
     cases = training_cases(job)
@@ -119,7 +134,7 @@ def test_soft_labels_move_along_only_where_they_are_heard(
     )
     assert torch.equal(mine.image, all_along.image)
     assert torch.equal(mine.label, all_along.label)
-    assert (mine.soft is not None) is heard
+    assert (mine.soft is not None) is needed
 
 
 def test_a_student_learns_a_site_without_labels_from_its_teacher(taught: Path, tmp_path: Path) -> None:
@@ -139,7 +154,7 @@ def test_a_student_learns_a_site_without_labels_from_its_teacher(taught: Path, t
         data=str(data),
         teacher=str(taught / "teacher"),
         soft_labels=str(taught / "soft"),
-        distillation=DISTILLATION | {"teaching": "stored"},
+        distillation=replace(DISTILLATION, teaching="stored"),
     )
     _, history = run_here(job, tmp_path / "runs")
     assert history[-1]["val_dice"] > 0.6

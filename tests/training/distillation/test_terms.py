@@ -1,13 +1,17 @@
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdistill.files import SegdistillError
+from segdistill.params import build
 from segdistill.training.distillation.context import PLACES, context_loss, places_by_class
+from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.distillation.logit import logit_loss, softened
 from segdistill.training.distillation.region import region_loss, standardised
-from segdistill.training.distillation.teaching import DistillationKnobs, Teaching
+from segdistill.training.distillation.teaching import Teaching
 from tests.training.toy import DISTILLATION
 
 
@@ -100,12 +104,12 @@ def test_every_class_present_is_drawn_as_often() -> None:
     assert len(places.unique()) == len(places)
 
 
-def test_projections_are_the_only_thing_that_teaching_trains() -> None:
+def test_projections_are_all_that_distillation_trains_beside_the_student() -> None:
     """With logits alone there is nothing to train; each feature term has a projection per level."""
     student, teacher = (4, 8), (16, 32)
 
     def parameters(**weights: float) -> int:
-        knobs = DistillationKnobs.from_params(DISTILLATION | weights)
+        knobs = replace(DISTILLATION, **weights)
         return sum(value.numel() for value in Teaching(knobs, student, teacher).parameters())
 
     one = (4 + 1) * 16 + (8 + 1) * 32
@@ -118,15 +122,15 @@ def test_projections_are_the_only_thing_that_teaching_trains() -> None:
     ("change", "said"),
     [
         ({"teaching": "stored", "region_weight": 1.0}, "set teaching to live"),
-        ({"teaching": "loud"}, "use stored or live"),
-        ({"temperature": 0.0}, "above 0"),
-        ({"warm_up": 1.5}, "0 to 1"),
-        ({"logit_weight": -1.0}, "negative"),
-        ({"kd_weight": 1.0}, "exactly the keys"),
+        ({"teaching": "loud"}, r"distillation\.teaching is \"loud\"; it should be 'stored' or 'live'"),
+        ({"temperature": 0.0}, r"distillation\.temperature is 0\.0; it should be greater than 0"),
+        ({"warm_up": 1.5}, r"distillation\.warm_up is 1\.5; it should be less than or equal to 1"),
+        ({"logit_weight": -1.0}, r"distillation\.logit_weight is -1\.0"),
+        ({"kd_weight": 1.0}, r"distillation\.kd_weight is no knob"),
     ],
 )
 def test_knobs_that_make_no_sense_are_refused(change: dict[str, object], said: str) -> None:
     """The error names the file, the knob and what to write."""
     with pytest.raises(SegdistillError, match=said) as error:
-        DistillationKnobs.from_params(DISTILLATION | change)
+        build(DistillationKnobs, asdict(DISTILLATION) | change, "params.yaml", "distillation")
     assert "params.yaml: distillation" in str(error.value)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
 from segdistill.simulation.anatomy import write_anatomy
-from segdistill.sites.pinned import Pinned, fetch_package, read_members
+from segdistill.sites.pinned import Pinned, fetch_package, read_from_archive
 from segdistill.sites.protocol import read_protocol
 from segdistill.volume import read_label_map, read_volume, same_grid
 
@@ -65,7 +65,7 @@ def make(out: Path) -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        members = read_members(fetch_package(PACKAGE, scratch), (SCAN, LABELS))
+        members = read_from_archive(fetch_package(PACKAGE, scratch), (SCAN, LABELS))
         return make_from(members[SCAN], members[LABELS], scratch, out)
 
 

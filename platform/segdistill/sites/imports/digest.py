@@ -4,12 +4,11 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from segdistill.sites.manifest import MANIFEST, Site
-from segdistill.volume import Volume, read_volume
+from segdistill.sites.manifest import Site, site_folders
+from segdistill.volume import Volume, read_volume, stored_shape
 
 
 def voxel_digest(volume: Volume) -> str:
@@ -28,9 +27,9 @@ def digests_of_sites(folder: Path, shapes: set[tuple[int, ...]]) -> Iterator[tup
     Raises:
         SegdistillError: a site's manifest or scan can't be read.
     """
-    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-        site = Site.read(manifest.parent)
+    for where in site_folders(folder):
+        site = Site.read(where)
         for case in () if site.simulated else site.cases:
-            image = manifest.parent / case.image
-            if image.is_file() and tuple(sorted(nib.Nifti1Image.from_filename(image).shape)) in shapes:
+            image = where / case.image
+            if image.is_file() and tuple(sorted(stored_shape(image))) in shapes:
                 yield voxel_digest(read_volume(image)), f"{case.case} of site {site.site}"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from segdistill.files import SegdistillError
 from segdistill.sites.protocol import BACKGROUND, Protocol
+from segdistill.texts import read_yaml_mapping, whole_number
 
 SAME = "same"
 
@@ -106,22 +106,19 @@ def choose_labels(choice: str | None, protocol: Protocol) -> LabelChoice:
     known = ", ".join(sorted([SAME, *protocol.maps]))
     if not path.is_file():
         raise SegdistillError(f"--labels {choice}: no such file and no built-in map ({known}).")
-    try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SegdistillError(f"{path}: not a YAML file ({error}).") from error
-    if not isinstance(body, dict) or not body:
+    body = read_yaml_mapping(path)
+    if not body:
         raise SegdistillError(f"{path}: give lines of 'source code or name: structure'.")
     return _from_entries(path, body, protocol)
 
 
 def _from_entries(path: Path, body: dict[Any, Any], protocol: Protocol) -> LabelChoice:
     base = body.pop("extends", None)
-    if base is not None and base not in protocol.maps:
+    if base is not None and (not isinstance(base, str) or base not in protocol.maps):
         known = ", ".join(sorted(protocol.maps))
         raise SegdistillError(f"{path}: extends {base!r}, which is no built-in map ({known}).")
     by_code = dict(protocol.maps[base]) if base else {}
-    by_name: dict[str, int] = {}
+    entries: dict[int | str, int] = {}
     for key, structure in body.items():
         try:
             ours = protocol.code_of(structure)
@@ -130,8 +127,13 @@ def _from_entries(path: Path, body: dict[Any, Any], protocol: Protocol) -> Label
             raise SegdistillError(
                 f"{path}: {key}: {structure!r} is no structure of {protocol.task}. Use one of: {names}."
             ) from error
-        if isinstance(key, int):
-            by_code[key] = ours
-        else:
-            by_name[plain(str(key))] = ours
-    return LabelChoice(by_code, by_name)
+        if isinstance(key, bool):
+            raise SegdistillError(f"{path}: YAML takes a label's name for {key}. Write it in quotes.")
+        try:
+            entry: int | str = whole_number(key)
+        except ValueError:
+            entry = plain(str(key))
+        if entries.setdefault(entry, ours) != ours:
+            raise SegdistillError(f"{path}: {key} is given two structures. Keep one line of it.")
+    by_code |= {key: ours for key, ours in entries.items() if isinstance(key, int)}
+    return LabelChoice(by_code, {key: ours for key, ours in entries.items() if isinstance(key, str)})

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segdistill.files import SegdistillError
+from segdistill.files import SegdistillError, unfetched
+from segdistill.shown import shown
 from segdistill.sites.manifest import Split
 
 
@@ -64,13 +65,22 @@ class ImportProblemsError(SegdistillError):
         )
 
 
+def listed(path: Path) -> bool:
+    """Whether the source has this file, be it as a link whose target isn't here.
+
+    Such a link is a file that is missing, not a file that never was: an unfetched label map must not
+    pass for an unlabelled scan.
+    """
+    return path.exists() or unfetched(path)
+
+
 def without(found: Found, exclude: Iterable[str]) -> Found:
     """``found`` without the scans (by source or subject name) and problems that ``exclude`` names.
 
     Raises:
         SegdistillError: a name that excludes nothing, most likely a slip of the pen.
     """
-    names = set(exclude)
+    names = set(map(shown, exclude))
     known = {name for scan in found.scans for name in (scan.source, scan.subject)}
     known |= {problem.case for problem in found.problems}
     if names - known:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from segdistill.files import SegdistillError, atomic_folder
+from segdistill.shown import command, shown
 from segdistill.sites.imports.check import Checked, check_scan, compact
 from segdistill.sites.imports.digest import digests_of_sites, voxel_digest
 from segdistill.sites.imports.labels import LabelChoice, choose_labels, codes_in
@@ -21,6 +21,7 @@ from segdistill.sites.imports.scan import Found, ImportProblemsError, Problem, S
 from segdistill.sites.imports.split import Fractions, assign_splits
 from segdistill.sites.manifest import Case, Site, Split
 from segdistill.sites.protocol import Protocol, read_protocol
+from segdistill.texts import read_yaml_mapping
 from segdistill.volume import write_volume
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
@@ -131,17 +132,17 @@ def _check_request(request: Request) -> None:
         )
     tracked = request.folder.with_name(f"{request.name}.dvc")
     if request.folder.exists() or tracked.exists():
-        steps = [f"dvc remove {tracked}"] if tracked.exists() else []
-        steps += [f"rm -r {request.folder}"] if request.folder.exists() else []
+        steps = [command("dvc", "remove", tracked)] if tracked.exists() else []
+        steps += [command("rm", "-r", request.folder)] if request.folder.exists() else []
         raise SegdistillError(
-            f"{request.folder}: this site is there already. Choose another name, or remove it first: "
+            f"{shown(request.folder)}: this site is there already. Choose another name, or remove it: "
             f"{' && '.join(steps)}"
         )
     for folder in (request.root, request.root / "tasks" / request.task):
         params = folder / "params.yaml"
         if not params.is_file():
             continue
-        body = yaml.safe_load(params.read_text(encoding="utf-8")) or {}
+        body = read_yaml_mapping(params)
         if body.get("task") == request.task and request.name in (body.get("sites") or {}):
             raise SegdistillError(
                 f"{params}: {request.name} is a simulated site there. Choose another name."
@@ -188,7 +189,8 @@ def _repeated(scans: Sequence[Scan]) -> list[Problem]:
         first = by_source.setdefault(scan.source, scan)
         if first is not scan:
             problems.append(Problem(scan.source, f"is there twice: {first.image} and {scan.image}"))
-        first = by_file.setdefault(scan.image.resolve(), scan)
+        # Not Path.resolve, which fails at links that lead in a circle.
+        first = by_file.setdefault(Path(os.path.realpath(scan.image)), scan)
         if first is not scan:
             problems.append(Problem(scan.source, f"is the same file as {first.source}"))
     return problems

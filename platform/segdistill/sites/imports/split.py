@@ -23,7 +23,9 @@ def read_fractions(text: str) -> Fractions:
     except ValueError as error:
         raise SegdistillError(f"--split {text}: give three numbers, e.g. 0.7,0.1,0.2.") from error
     if not (train >= 0 and val >= 0 and test >= 0 and abs(train + val + test - 1) < 1e-6):
-        raise SegdistillError(f"--split {text}: none below 0 and together 1, e.g. 0.7,0.1,0.2.")
+        raise SegdistillError(
+            f"--split {text}: give shares of 0 or more that add up to 1, e.g. 0.7,0.1,0.2."
+        )
     return train, val, test
 
 

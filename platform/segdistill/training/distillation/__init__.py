@@ -1,1 +1,1 @@
-"""What a student takes from its teacher: where it starts, and what it hears while it learns."""
+"""What a student takes from its teacher: its first weights, and the terms of its loss."""

@@ -1,83 +1,18 @@
-"""Everything a student hears from its teacher, weighted as params.yaml says."""
+"""The distillation terms of a student's loss, with the weights of params.yaml."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segdistill.files import SegdistillError
 from segdistill.network.unet import UNet
 from segdistill.training.distillation.context import context_loss, places_by_class
+from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.distillation.logit import logit_loss, softened
 from segdistill.training.distillation.region import region_loss
 from segdistill.training.distillation.soft_labels import expand
 from segdistill.training.losses import at_level, level_shares
-
-Mode = Literal["stored", "live"]
-
-
-@dataclass(frozen=True)
-class DistillationKnobs:
-    """The ``distillation`` part of params.yaml.
-
-    Attributes:
-        inherit: whether a student starts from its teacher's features.
-        teaching: ``stored`` (soft labels worked out once on the whole scan, augmented along with the
-            patch) or ``live`` (the teacher looks at the student's own augmented patch).
-        logit_weight: of the term in ``logit.py``.
-        region_weight: of the term in ``region.py``; needs ``live``.
-        context_weight: of the term in ``context.py``; needs ``live``.
-        temperature: softens both networks' classes in the logit term.
-        warm_up: share of a student's steps before it hears its teacher.
-    """
-
-    inherit: bool
-    teaching: Mode
-    logit_weight: float
-    region_weight: float
-    context_weight: float
-    temperature: float
-    warm_up: float
-
-    @classmethod
-    def from_params(cls, values: Mapping[str, Any]) -> "DistillationKnobs":
-        """Check and take the values of ``distillation``.
-
-        Raises:
-            SegdistillError: a key is missing or unknown, or values contradict one another.
-        """
-        names = {entry.name for entry in fields(cls)}
-        if set(values) != names:
-            raise SegdistillError(
-                f"params.yaml: distillation: expected exactly the keys {', '.join(sorted(names))}."
-            )
-        knobs = cls(**values)
-        wrong = None
-        if knobs.teaching not in get_args(Mode):
-            wrong = f"teaching is {knobs.teaching!r}; use {' or '.join(get_args(Mode))}"
-        elif knobs.teaching == "stored" and (knobs.region_weight or knobs.context_weight):
-            wrong = "region_weight and context_weight need the teacher's features: set teaching to live"
-        elif knobs.temperature <= 0:
-            wrong = f"temperature is {knobs.temperature}; it must be above 0"
-        elif not 0 <= knobs.warm_up <= 1:
-            wrong = f"warm_up is {knobs.warm_up}; it is a share, 0 to 1"
-        elif min(knobs.logit_weight, knobs.region_weight, knobs.context_weight) < 0:
-            wrong = "a weight is negative"
-        if wrong:
-            raise SegdistillError(f"params.yaml: distillation: {wrong}.")
-        return knobs
-
-    @property
-    def speaks(self) -> bool:
-        """Whether the teacher says anything at all after the start."""
-        return bool(self.logit_weight or self.region_weight or self.context_weight)
-
-    @property
-    def hears_soft_labels(self) -> bool:
-        """Whether stored soft labels are heard in every patch, not only where a case has no label."""
-        return self.speaks and self.teaching == "stored"
 
 
 class FeatureTap:
@@ -104,7 +39,7 @@ class FeatureTap:
 
 
 class Teaching(nn.Module):
-    """The weighted sum of what the teacher says. Its projections serve training alone.
+    """The weighted distillation terms. Their projections serve training alone.
 
     A student's features have fewer channels than its teacher's; a convolution of 1 x 1 x 1 per level
     and term brings them up. They are trained along and thrown away: the student's own architecture is
@@ -136,7 +71,8 @@ class Teaching(nn.Module):
         Args:
             levels: the student's logits, finest first.
             features: the student's, finest first; empty if no term needs them.
-            targets: the teacher's softened probabilities at the same levels, see :meth:`heard`.
+            targets: the teacher's softened probabilities at the same levels, see
+                :meth:`logit_targets`.
             teacher_features: the teacher's, finest first; empty if no term needs them.
             label: (B, X, Y, Z) int64 at the finest resolution.
             seed: of the voxels that the context term draws.
@@ -165,10 +101,15 @@ class Teaching(nn.Module):
             )
         return terms
 
-    def heard(
+    def logit_targets(
         self, levels: Sequence[Tensor], teacher_levels: Sequence[Tensor] | None, soft: Tensor | None
     ) -> list[Tensor]:
-        """The targets of the logit term: the live teacher's, or the stored ones (B, 4, X, Y, Z) uint8.
+        """Targets of the logit term, from the teacher's logits or stored soft labels.
+
+        Args:
+            levels: the student's logits, finest first.
+            teacher_levels: the teacher's on the same batch; None where soft labels are stored.
+            soft: (B, 4, X, Y, Z) uint8, the stored soft labels; None where the teacher runs live.
 
         Stored soft labels are thinned out for the coarser levels, as the labels are.
         """

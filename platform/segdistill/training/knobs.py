@@ -1,0 +1,28 @@
+"""The knobs of a training."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from segdistill.params import Count, Share, Weight
+
+
+@dataclass(frozen=True)
+class TrainingKnobs:
+    """The ``training`` part of params.yaml, whose comments say what each does."""
+
+    batch_size: Count
+    small_share: Share
+    small_patch_size: tuple[Count, Count, Count]
+    small_batch_size: Count
+    workers: Count
+    weight_decay: Weight
+    dice_weight: Weight
+    ce_weight: Weight
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["bf16", "f32"]
+    foreground_share: Share
+    flip_left_right: bool
+    checkpoint_steps: Count
+    validate_steps: Count
