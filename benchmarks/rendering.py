@@ -16,14 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
+from pipelines.params import Params, read_params
 from segdistill.network.architecture import Architecture
 from segdistill.network.unet import UNet
 from segdistill.runtime.plan import Plan
@@ -67,8 +67,8 @@ def main() -> None:
         # As in a training; the allocator reads them when the process starts.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | CPU_ALLOCATOR)  # noqa: S606
     torch.set_num_threads(1)
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    protocol = read_protocol(params["task"])
+    params = read_params(Path("params.yaml"))
+    protocol = read_protocol(params.task)
     plan = _plan(params, protocol)
     people = _people(given.maps, protocol)
     knobs = RenderingKnobs()
@@ -94,12 +94,12 @@ def main() -> None:
     print(f"\nRendering {BATCH} patches takes {share:.1%} of what the step takes.")
 
 
-def _plan(params: dict[str, Any], protocol: Protocol) -> Plan:
+def _plan(params: Params, protocol: Protocol) -> Plan:
     return Plan.from_json(
         {
-            **params["plan"],
-            "task": params["task"],
-            "normalisation": {"scheme": params["plan"]["normalisation"]},
+            **asdict(params.plan),
+            "task": params.task,
+            "normalisation": {"scheme": params.plan.normalisation},
             "size_divisor": [16, 16, 16],
             "structures": [
                 {"code": code, "name": name} for code, name in sorted(protocol.structures.items())
@@ -131,18 +131,18 @@ def _renders(
     return once
 
 
-def _step(params: dict[str, Any], plan: Plan) -> Callable[[int], object]:
-    network = UNet(Architecture.scaled(params["network"], WIDTH, plan.channels_out)).train()
+def _step(params: Params, plan: Plan) -> Callable[[int], object]:
+    network = UNet(Architecture.scaled(params.network, WIDTH, plan.channels_out)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    knobs = params["training"]
+    knobs = params.training
     image = torch.randn(BATCH, 1, *PATCH)
     label = torch.randint(plan.channels_out, (BATCH, *PATCH))
 
     def once(number: int) -> object:
         levels = network(image)
-        loss = supervised_loss(levels, label, knobs["dice_weight"], knobs["ce_weight"])
+        loss = supervised_loss(levels, label, knobs.dice_weight, knobs.ce_weight)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segdistill.files import SegdistillError
+from segdistill.params import build
 from segdistill.runtime.preprocess import preprocess
 from segdistill.simulation.rendering import (
     Brightness,
@@ -451,16 +452,16 @@ def test_any_head_on_any_grid_is_a_patch_of_numbers(
 )
 def test_knobs_that_make_no_sense_are_refused(wrong: dict[str, Any], says: str) -> None:
     """A knob's mistake is named."""
-    with pytest.raises(SegdistillError, match=says):
+    with pytest.raises(ValueError, match=says):
         RenderingKnobs(**wrong)
 
 
 def test_knobs_come_from_parameters() -> None:
     """All keys must be there, lists are ranges."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(RenderingKnobs()).items()}
-    assert RenderingKnobs.from_params(values, "params.yaml: rendering") == RenderingKnobs()
-    with pytest.raises(SegdistillError, match="expected exactly"):
-        RenderingKnobs.from_params({}, "params.yaml: rendering")
+    assert build(RenderingKnobs, values, "params.yaml", "rendering") == RenderingKnobs()
+    with pytest.raises(SegdistillError, match=r"params\.yaml: rendering\.no_such is no knob"):
+        build(RenderingKnobs, {**values, "no_such": 1}, "params.yaml", "rendering")
 
 
 @given(st.floats(0.05, 3.0), st.integers(8, 40))

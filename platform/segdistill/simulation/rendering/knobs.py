@@ -1,10 +1,9 @@
 """How much rendered people and scanners differ."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from segdistill.simulation.people import known, refuse
+from segdistill.simulation.people import refuse
 
 Range = tuple[float, float]
 
@@ -82,7 +81,15 @@ class RenderingKnobs:
     magnitude: bool = True
 
     def __post_init__(self) -> None:
-        self.check("rendering")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(entry.default, tuple):
+                ordered = len(value) == 2 and (value[0] <= value[1] or entry.name == "cut_into_mm")
+                refuse(not ordered, f"{entry.name} {value} must be two numbers, low to high")
+            if entry.name in _CHANCES:
+                refuse(not 0 <= value <= 1, f"{entry.name} {value} must be 0 to 1")
+        for name in ("ventricle_scale", *_LENGTHS):
+            refuse(getattr(self, name)[0] <= 0, f"{name} must be above 0")
 
     @classmethod
     def still(cls, **others: Any) -> "RenderingKnobs":
@@ -95,23 +102,6 @@ class RenderingKnobs:
         usual = {name: getattr(cls, name) for name in _LENGTHS}
         fixed = {"ventricle_scale": (1.0, 1.0), "grey": (0.7, 0.7), "fluid": (0.2, 0.2)}
         return cls(**(off | usual | fixed | others))
-
-    @classmethod
-    def from_params(cls, values: Mapping[str, Any], source: str) -> "RenderingKnobs":
-        """Take the values of ``rendering`` from the parameters; ``source`` names them in errors."""
-        return cls(**known(cls, values, source))
-
-    def check(self, source: str) -> None:
-        """Raise SegdistillError if a value makes no sense."""
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(entry.default, tuple):
-                ordered = len(value) == 2 and (value[0] <= value[1] or entry.name == "cut_into_mm")
-                refuse(not ordered, source, f"{entry.name} {value} must be two numbers, low to high")
-            if entry.name in _CHANCES:
-                refuse(not 0 <= value <= 1, source, f"{entry.name} {value} must be 0 to 1")
-        for name in ("ventricle_scale", *_LENGTHS):
-            refuse(getattr(self, name)[0] <= 0, source, f"{name} must be above 0")
 
 
 _LENGTHS = ("warp_step_mm", "patch_mm", "bias_step_mm", "thick_mm")

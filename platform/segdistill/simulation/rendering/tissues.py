@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from segdistill.files import SegdistillError
-from segdistill.sites.protocol import _expand as expand_codes
+from segdistill.sites.protocol import expand_codes
+from segdistill.texts import read_yaml_mapping
 
 TISSUES = Path(__file__).parent / "tissues"
 
@@ -69,7 +68,7 @@ def read_tissues(task: str, folder: Path = TISSUES) -> Tissues:
     tissues: dict[str, Tissue] = {}
     part_of: dict[int, tuple[str, int]] = {}
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        body = read_yaml_mapping(path)
         usual = {key: body[key] for key in ("grain", "patches")}
         for name, entry in body["tissues"].items():
             facts: dict[str, Any] = usual | {key: v for key, v in entry.items() if key != "codes"}
@@ -82,7 +81,7 @@ def read_tissues(task: str, folder: Path = TISSUES) -> Tissues:
                         raise ValueError(f"code {code} is listed twice")
         if part_of.get(0) != (AIR, 0):
             raise ValueError(f"code 0 isn't {AIR}")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SegdistillError(f"{path}: not a list of tissues ({error}). Mend the file.") from error
     return Tissues(tissues, part_of)
 
