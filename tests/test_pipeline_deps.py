@@ -70,6 +70,9 @@ SAME = {
 READS: Mapping[str, tuple[str, ...]] = {
     "segdistill.evaluation.report": ("platform/segdistill/evaluation/report.html.j2",),
     "segdistill.registry.seal": ("platform/segdistill/registry/templates",),
+    "segdistill.simulation.rendering.tissues": (
+        "platform/segdistill/simulation/rendering/tissues/{task}.yaml",
+    ),
     "segdistill.sites.protocol": ("platform/segdistill/sites/protocols/{task}.yaml",),
     "segdistill.sites.unseen": ("platform/segdistill/sites/unseen_scans/{task}.yaml",),
     "serving.packaging.bento": (

@@ -79,17 +79,17 @@ def _codes(protocol: Protocol, groups: Mapping[str, Iterable[Any]]) -> dict[int,
     codes: dict[int, int] = {}
     for structure, entries in groups.items():
         ours = protocol.code_of(structure)
-        for code in _expand(entries):
+        for code in expand_codes(entries):
             if codes.setdefault(code, ours) != ours:
                 raise ValueError(f"code {code} is in two structures")
     return codes
 
 
-def _expand(entries: Any) -> Iterator[int]:
+def expand_codes(entries: Any) -> Iterator[int]:
     """Flatten codes given as numbers, nested lists and ``"first-last"`` ranges."""
     if isinstance(entries, list):
         for entry in entries:
-            yield from _expand(entry)
+            yield from expand_codes(entry)
     elif isinstance(entries, str):
         first, last = entries.split("-")
         yield from range(int(first), int(last) + 1)
