@@ -134,8 +134,8 @@ def test_what_is_wrong_is_said(path: tuple[str, ...], value: Any, says: str, tmp
     ("text", "says"),
     [
         ("a: [1", r"not a YAML file .*line \d"),
-        ("3", "it is 3; it should be an object"),
-        ("", "it is null"),
+        ("3", "lines of 'key: value'"),
+        ("", "task is missing; seed is missing"),
     ],
 )
 def test_a_file_that_holds_no_knobs_is_refused(text: str, says: str, tmp_path: Path) -> None:
