@@ -37,12 +37,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_teacher_that_gives_no_numbers_writes_no_soft_labels(taught: Path, tmp_path: Path) -> None:
-    """Probabilities that aren't finite end the stage with the case's name, and nothing is written."""
+    """Logits that aren't finite end the stage with the case's name, and nothing is written."""
     plan = Plan.read(next(taught.rglob("plan.json")))
     teacher = read_model(taught / "teacher", plan)
     with torch.no_grad():
         next(teacher.network.parameters()).fill_(float("nan"))
-    with pytest.raises(SegdistillError, match="teacher gives NaN for this case"):
+    with pytest.raises(SegdistillError, match=r"^\S+: the network gave logits that are NaN"):
         write_soft_labels(teacher, plan, taught / "data", tmp_path / "soft")
     assert not list(tmp_path.iterdir())
 

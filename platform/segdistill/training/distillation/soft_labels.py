@@ -64,7 +64,7 @@ def write_soft_labels(
         The number of cases.
 
     Raises:
-        SegdistillError: no training case, a probability that isn't finite, or the disk is full.
+        SegdistillError: no training case, one of which the teacher gives no numbers, or the disk is full.
     """
     cases = read_cases(data, "train", unlabelled=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,15 +72,12 @@ def write_soft_labels(
     windows = replace(plan, overlap=min(plan.overlap, _OVERLAP))
     with atomic_folder(out) as folder:
         for done, case in enumerate(cases, start=1):
-            with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
-                logits = predict(case.image.astype(np.float32), windows, backend)
-            probabilities = _softmax(logits)
-            if not np.isfinite(probabilities).all():
-                raise SegdistillError(
-                    f"{case.case}: {teacher.name} gives NaN for this case, so it can't teach. "
-                    "Train or import it again."
-                )
-            np.save(folder / f"{case.case}.soft.npy", compress(probabilities), allow_pickle=False)
+            try:
+                with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
+                    logits = predict(case.image.astype(np.float32), windows, backend)
+            except SegdistillError as error:
+                raise SegdistillError(f"{case.case}: {error}") from error
+            np.save(folder / f"{case.case}.soft.npy", compress(_softmax(logits)), allow_pickle=False)
             if progress:
                 progress(done, len(cases))
         write_json(
