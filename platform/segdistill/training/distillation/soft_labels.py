@@ -64,7 +64,7 @@ def write_soft_labels(
         The number of cases.
 
     Raises:
-        SegdistillError: no training case, one of which the teacher gives no numbers, or the disk is full.
+        SegdistillError: no training case, one that the teacher gives no numbers for, or a full disk.
     """
     cases = read_cases(data, "train", unlabelled=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
