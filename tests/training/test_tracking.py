@@ -66,8 +66,8 @@ def test_the_record_names_the_commit_of_the_training(
     """model.json holds the commit of the training, and says where the code differed from it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["network"] |= NETWORK
-    params["training"] |= TRAINING
+    for part, knobs in (("network", NETWORK), ("training", TRAINING)):
+        params[part] = {name: getattr(knobs, name) for name in params[part]}
     params["teacher"]["steps"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     plan, data = toy_data(tmp_path)
