@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,8 +196,14 @@ def test_nothing_of_the_patient_is_left(live: Live, root: Path, scan: Path) -> N
     send(live, "/segment", b"bad", scan.name)
     assert PATIENT not in live.log.read_text()
     assert [path for path in (root / "tmp").rglob("*") if path.is_file() and PATIENT in path.name] == []
-    scans = [p for p in (root / "tmp").rglob("*") if p.is_file() and "nii" in p.name]
-    assert scans == []
+
+    def scans() -> list[Path]:
+        return [path for path in (root / "tmp").rglob("*") if path.is_file() and "nii" in path.name]
+
+    deadline = time.monotonic() + 10  # BentoML clears up after the answer is sent
+    while scans() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert scans() == []
 
 
 def test_nobody_else_is_talked_to(live: Live, root: Path, scan: Path) -> None:
