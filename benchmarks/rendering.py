@@ -27,13 +27,11 @@ from pipelines.params import Params, read_params
 from segdistill.network.architecture import Architecture
 from segdistill.network.unet import UNet
 from segdistill.runtime.plan import Plan
-from segdistill.simulation.rendering import (
-    LabelMap,
-    RenderingKnobs,
-    make_label_map,
-    read_tissues,
-    render,
-)
+from segdistill.simulation.rendering.knobs import USUAL, RenderingKnobs
+from segdistill.simulation.rendering.labelmap import LabelMap
+from segdistill.simulation.rendering.making import make_label_map
+from segdistill.simulation.rendering.render import render
+from segdistill.simulation.rendering.tissues import read_tissues
 from segdistill.sites.protocol import Protocol, read_protocol
 from segdistill.training.launch import CPU_ALLOCATOR
 from segdistill.training.losses import supervised_loss
@@ -71,7 +69,7 @@ def main() -> None:
     protocol = read_protocol(params.task)
     plan = _plan(params, protocol)
     people = _people(given.maps, protocol)
-    knobs = RenderingKnobs()
+    knobs = USUAL
     without = {name: replace(knobs, **off) for name, off in EFFECTS.items()}
     work: dict[str, Callable[[int], object]] = {"a step of x1/4": _step(params, plan)}
     work["a patch"] = _renders(people, plan, knobs, PATCH)

@@ -38,7 +38,7 @@ def main() -> None:
     params = read_params(args.params)
     plan = Plan.read(args.models / "plan.json")
     cases = read_cases(args.data, "val")[: params.export.parity_cases]
-    training = read_cases(args.data, "train", unlabelled=True)
+    training = read_cases(args.data, "train", unlabelled=True) or read_cases(args.data, "val")
     count = params.export.calibration_cases
     calibration = training[:: max(1, len(training) // count)][:count]
     names = (

@@ -11,6 +11,7 @@ from segdistill.evaluation.knobs import EvaluationKnobs
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import NetworkKnobs
 from segdistill.params import Count, Positive, Share, Weight, build
+from segdistill.simulation.rendering.knobs import RenderingKnobs
 from segdistill.simulation.simulate import MODALITIES
 from segdistill.sites.prepare import PlanKnobs
 from segdistill.texts import read_yaml_mapping
@@ -89,6 +90,7 @@ class Params:
     plan: PlanKnobs
     network: NetworkKnobs
     training: TrainingKnobs
+    rendering: RenderingKnobs
     teacher: TeacherKnobs
     distillation: DistillationKnobs
     students: Mapping[str, StudentKnobs]

@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.interop.ready_plan import ready_plan
+from segdistill.simulation.rendering.making import write_person
 from segdistill.sites.manifest import read_sites
 from segdistill.sites.prepare import hold_out, make_plan, prepare
 
@@ -40,7 +42,7 @@ def main() -> None:
             f"\rprepare: {done}/{total} cases", end="\n" * (done == total), file=sys.stderr, flush=True
         )
 
-    index = prepare(sites, plan, arguments.out, progress)
+    index = prepare(sites, plan, arguments.out, partial(write_person, task=params.task), progress)
     plan.write(arguments.plan)
     splits = [entry["split"] for entry in index]
     print(

@@ -66,7 +66,7 @@ def main() -> None:
         f"{params.task}/{run_name}",
         params={
             f"{part}.{key}": value
-            for part in ("network", "training", "distillation")
+            for part in ("network", "training", "rendering", "distillation")
             for key, value in record.get(part, {}).items()
         }
         | {"width": job.width, "steps": job.steps, "learning_rate": job.learning_rate, "seed": job.seed},
@@ -136,6 +136,7 @@ def make_job(
         soft_labels=str(soft_labels.resolve()) if soft_labels else None,
         network=ready_network(ready, params.network) if ready else params.network,
         training=params.training,
+        rendering=params.rendering,
         distillation=params.distillation if role == "student" else None,
     )
 

@@ -52,7 +52,7 @@ def validation_cases(sites: Path, count: int) -> list[TuningCase]:
     """The first ``count`` validation cases when sites take turns; labelled ones before others."""
     by_site = [
         [
-            TuningCase(folder / case.image, folder / case.label if case.label else None)
+            TuningCase(folder / case.scan, folder / case.label if case.label else None)
             for case in sorted(site.cases, key=lambda case: (case.label is None, case.case))
             if case.split == "val"
         ]

@@ -20,6 +20,7 @@ PACKAGES = {"segdistill": "platform/segdistill", "pipelines": "pipelines", "serv
 
 _TORCH = {"segdistill.runtime.backend": "engines for bundles; of it the interface, for torch runs"}
 _MLFLOW = {"segdistill.registry": "MLflow follows a training along"}
+_RENDERING = {"segdistill.simulation": "draws patches for training"}
 _BUNDLE = {"segdistill.registry": "hands over the bundle whose digest the receipt names"}
 #: What decides nothing of a stage's output, by stage ('*': of any): modules or whole packages. What they
 #: import isn't looked at either. If one alters an output after all, 'dvc repro -f STAGE' makes it anew.
@@ -42,7 +43,8 @@ DECIDES_NOTHING: Mapping[str, Mapping[str, str]] = {
         "segdistill.simulation.{other}": "the scanner of another modality",
         "segdistill.sites.protocol": "for making an anatomy, which then says what its codes mean",
     },
-    "soft_labels": _TORCH,
+    "soft_labels": _TORCH | _RENDERING,
+    "export": _RENDERING,
     "teacher": {
         **_TORCH,
         **_MLFLOW,
@@ -65,6 +67,7 @@ SAME = {
     "without_teacher": "teacher",
     "without_students": "students",
     "without_soft_labels": "soft_labels",
+    "without_export": "export",
 }
 #: What modules read beside code, and the code that they copy: files and folders.
 READS: Mapping[str, tuple[str, ...]] = {
@@ -151,7 +154,8 @@ def _graph() -> grimp.ImportGraph:
 def _file(module: str) -> Path:
     top, _, rest = module.partition(".")
     path = ROOT / PACKAGES[top] / rest.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    code = path.with_suffix(".py")
+    return code if code.is_file() else path / "__init__.py"
 
 
 @cache

@@ -185,7 +185,7 @@ def choose(sites: Path) -> Asked:
             site.held_out,
             site.simulated,
             site.note,
-            folder / case.image,
+            folder / case.scan,
             folder / case.label,
             site.structures,
         )

@@ -36,7 +36,7 @@ def draw(sites: list[tuple[Path, Site]], out: Path, case: int) -> None:
         entry = site.cases[min(case, len(site.cases)) - 1]
         if entry.label is None:
             raise SegdistillError(f"{folder}: case {entry.case} has no label map to draw.")
-        scan, label = read_volume(folder / entry.image), read_label_map(folder / entry.label)
+        scan, label = read_volume(folder / entry.scan), read_label_map(folder / entry.label)
         image, spacing = _upright(scan)
         codes, _ = _upright(label)
         dark, bright = 0.0, float(np.percentile(image[codes > 0], 99.5))

@@ -60,7 +60,8 @@ def site_add(
     ],
     source: Annotated[Path, typer.Option("--from", metavar="FOLDER", help="The data; it is only read.")],
     layout: Annotated[
-        Literal["auto", "bids", "nnunet", "freesurfer"], typer.Option(help="How FOLDER is laid out.")
+        Literal["auto", "bids", "nnunet", "freesurfer", "labelmaps"],
+        typer.Option(help="How FOLDER is laid out."),
     ] = "auto",
     task: Annotated[str, typer.Option(help="The task that the labels are for.")] = "brain_mri",
     labels: Annotated[
@@ -109,13 +110,18 @@ def site_add(
         Path | None,
         typer.Option(metavar="FILE", help="Write whose pseudonym is whose, outside the project folder."),
     ] = None,
+    scans: Annotated[
+        int,
+        typer.Option(min=1, help="labelmaps: scans that are rendered of every person of val and test."),
+    ] = 4,
     note: Annotated[str, typer.Option(help="What a reader must know about this data.")] = "",
     root: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
 ) -> None:
-    """Import real scans into data/sites/TASK/NAME.
+    """Import real scans, or label maps without scans, into data/sites/TASK/NAME.
 
-    They may lie as BIDS, nnU-Net raw or FreeSurfer. Everything is checked on the way in; what is
-    wrong is listed case by case, and then nothing is written.
+    Scans may lie as BIDS, nnU-Net raw or FreeSurfer; label maps are NIfTI or MGZ files in one folder
+    (--layout labelmaps), and scans of them are rendered while training. Everything is checked on the way
+    in; what is wrong is listed case by case, and then nothing is written.
     """
     from segdistill.sites.imports.layout import Pick
     from segdistill.sites.imports.site import Request, add_site
@@ -137,16 +143,27 @@ def site_add(
         subject=subject,
         key=key,
         note=note,
+        scans=scans,
     )
     with _ended_politely():
-        added = add_site(request, _progress)
+        render = None
+        if layout == "labelmaps":
+            from segdistill.simulation.rendering.knobs import USUAL
+            from segdistill.simulation.rendering.whole import renderer
+
+            render = renderer(task, USUAL)
+        added = add_site(request, _progress, render)
     cases = added.site.cases
     parts = ("train", "val", "test")
     counts = ", ".join(f"{part} {sum(case.split == part for case in cases)}" for part in parts)
     subjects = {case.subject for case in cases}
     unlabelled = sum(case.label is None for case in cases)
+    unseen = sum(case.image is None for case in cases)
+    kinds = f"{len(cases) - unseen} scans"
+    if unseen:
+        kinds = f"{unseen} label maps to render while training and {len(cases) - unseen} rendered scans"
     typer.echo(
-        f"site {name}: {len(cases)} scans of {len(subjects)} subjects ({counts}), "
+        f"site {name}: {kinds} of {len(subjects)} subjects ({counts}), "
         f"{unlabelled} without a label map, in {shown(added.folder)}"
     )
     if added.missing:

@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.runtime.plan import Plan
-from segdistill.simulation.rendering import Brightness, LabelMap, make_label_map, read_tissues
+from segdistill.simulation.rendering.contrast import Brightness
+from segdistill.simulation.rendering.labelmap import LabelMap
+from segdistill.simulation.rendering.making import make_label_map
+from segdistill.simulation.rendering.tissues import read_tissues
 from segdistill.sites.protocol import read_protocol
 from segdistill.volume import Volume
 

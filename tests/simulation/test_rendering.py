@@ -13,16 +13,10 @@ from torch import Tensor
 from segdistill.files import SegdistillError
 from segdistill.params import build
 from segdistill.runtime.preprocess import preprocess
-from segdistill.simulation.rendering import (
-    Brightness,
-    LabelMap,
-    Rendered,
-    RenderingKnobs,
-    render,
-    t1_like,
-)
-from segdistill.simulation.rendering.labelmap import BORDER
-from segdistill.simulation.rendering.render import served_scale
+from segdistill.simulation.rendering.contrast import Brightness, t1_like
+from segdistill.simulation.rendering.knobs import USUAL, RenderingKnobs
+from segdistill.simulation.rendering.labelmap import BORDER, LabelMap
+from segdistill.simulation.rendering.render import Rendered, render, served_scale
 from segdistill.simulation.rendering.scanner import Look, scan
 from segdistill.simulation.rendering.scene import draw_scene
 from segdistill.simulation.rendering.smooth import SPLINE_SD, Smooth, bell, slices, spline
@@ -153,7 +147,7 @@ def test_a_part_of_a_scan_is_what_the_whole_has_there() -> None:
 def test_the_same_state_gives_the_same_patch() -> None:
     """All randomness comes from the generator that is handed in."""
     one, two, other = (
-        drawn(RenderingKnobs(), seed=seed, plan=plan(), patch_size=(16, 16, 16), contrast=t1_like)
+        drawn(USUAL, seed=seed, plan=plan(), patch_size=(16, 16, 16), contrast=t1_like)
         for seed in (5, 5, 6)
     )
     assert torch.equal(one.image, two.image)
@@ -195,7 +189,7 @@ def test_a_whole_scan_is_made_up_to_the_divisor() -> None:
 def test_tissues_are_as_bright_as_in_t1() -> None:
     """White matter is brighter than grey, grey than fluid, and left about as bright as right."""
     names = [PERSON.tissues[tissue].name for tissue in PERSON.tissue]
-    knobs = RenderingKnobs(any_contrast=0.0)
+    knobs = replace(USUAL, any_contrast=0.0)
     for seed in range(20):
         mean = t1_like(PERSON, knobs, np.random.default_rng(seed)).mean
         by = {name: mean[[n == name for n in names]] for name in set(names)}
@@ -207,7 +201,7 @@ def test_tissues_are_as_bright_as_in_t1() -> None:
 def test_any_contrast_forgets_t1() -> None:
     """With a chance of 1, white matter is as often darker than grey as brighter; air is dark."""
     names = [PERSON.tissues[tissue].name for tissue in PERSON.tissue]
-    knobs = RenderingKnobs(any_contrast=1.0)
+    knobs = replace(USUAL, any_contrast=1.0)
     means = [t1_like(PERSON, knobs, np.random.default_rng(seed)).mean for seed in range(40)]
     darker = np.mean([m[names.index("white_matter")] < m[names.index("cortex")] for m in means])
     assert 0.25 < darker < 0.75
@@ -380,7 +374,7 @@ def test_a_patch_is_normalised_as_the_served_scan(rule: str, stripped: float) ->
     how = plan(3.0, foreground=rule)
     for seed in range(4):
         random = np.random.default_rng(seed)
-        scene = draw_scene(source, RenderingKnobs(skull_stripped=stripped), t1_like, random)
+        scene = draw_scene(source, replace(USUAL, skull_stripped=stripped), t1_like, random)
         ends = zip(scene.stored.low, scene.stored.high, strict=True)
         x, y, z = (np.arange(low + 1.5, high, 3.0) for low, high in ends)
         whole, _ = scan(source, scene, Look((x, y, z), how.spacing_mm), random)
@@ -423,7 +417,7 @@ def test_any_head_on_any_grid_is_a_patch_of_numbers(
     source = person(head(shape), voxel_mm=voxel)
     how = plan(voxel * ratio, normalisation={"scheme": "zscore", "region": region})
     made = drawn(
-        RenderingKnobs(),
+        USUAL,
         seed=seed,
         source=source,
         plan=how,
@@ -453,13 +447,13 @@ def test_any_head_on_any_grid_is_a_patch_of_numbers(
 def test_knobs_that_make_no_sense_are_refused(wrong: dict[str, Any], says: str) -> None:
     """A knob's mistake is named."""
     with pytest.raises(ValueError, match=says):
-        RenderingKnobs(**wrong)
+        replace(USUAL, **wrong)
 
 
 def test_knobs_come_from_parameters() -> None:
     """All keys must be there, lists are ranges."""
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(RenderingKnobs()).items()}
-    assert build(RenderingKnobs, values, "params.yaml", "rendering") == RenderingKnobs()
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(USUAL).items()}
+    assert build(RenderingKnobs, values, "params.yaml", "rendering") == USUAL
     with pytest.raises(SegdistillError, match=r"params\.yaml: rendering\.no_such is no knob"):
         build(RenderingKnobs, {**values, "no_such": 1}, "params.yaml", "rendering")
 

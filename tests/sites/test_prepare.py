@@ -1,6 +1,7 @@
 """The plan from the training split, and the prepared cases."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from segdistill.files import SegdistillError, read_json
 from segdistill.runtime.plan import Plan
 from segdistill.simulation.mri import CohortKnobs, SiteKnobs
+from segdistill.simulation.rendering.making import write_person
 from segdistill.simulation.simulate import simulate_site
 from segdistill.sites.manifest import Case, Site, read_sites
 from segdistill.sites.prepare import PlanKnobs, index_row, make_plan, prepare, prepare_case, usable_cases
@@ -17,6 +19,7 @@ from segdistill.sites.protocol import read_protocol
 from segdistill.volume import read_label_map, write_volume
 from tests.phantom import phantom_anatomy
 
+WRITE = partial(write_person, task="brain_mri")
 KNOBS = PlanKnobs(
     modality="mri",
     orientation="RAS",
@@ -86,7 +89,7 @@ def test_a_case_without_a_label_is_for_training_alone(sites: Sites, tmp_path: Pa
         site,
         cases=tuple(replace(case, label=None) if case in (train, val) else case for case in site.cases),
     )
-    index = prepare([(folder, bare), *sites[1:]], plan_of(sites), tmp_path / "out")
+    index = prepare([(folder, bare), *sites[1:]], plan_of(sites), tmp_path / "out", WRITE)
     labelled = {entry["case"]: entry["labelled"] for entry in index}
     assert val.case not in labelled
     assert [name for name, known in labelled.items() if not known] == [train.case]
@@ -172,7 +175,7 @@ def test_sites_of_two_protocols_are_refused(sites: Sites) -> None:
 def test_prepared_cases_are_what_the_networks_read(sites: Sites, tmp_path: Path) -> None:
     """Every case is float16 and uint8 on one grid, normalised, with all structures as channels."""
     plan, told = plan_of(sites), []
-    index = prepare(sites, plan, tmp_path / "out", lambda done, total: told.append((done, total)))
+    index = prepare(sites, plan, tmp_path / "out", WRITE, lambda done, total: told.append((done, total)))
     assert index == read_json(tmp_path / "out" / "index.json")
     assert [entry["case"] for entry in index] == [entry.case.case for entry in usable_cases(sites)]
     assert told[-1] == (6, 6)
@@ -192,7 +195,7 @@ def test_prepared_cases_are_what_the_networks_read(sites: Sites, tmp_path: Path)
 def test_a_case_is_prepared_alone_as_among_others(sites: Sites, tmp_path: Path) -> None:
     """One case gives the bytes that it has among all others, and writes nothing."""
     plan = plan_of(sites)
-    index = prepare(sites, plan, tmp_path / "out")
+    index = prepare(sites, plan, tmp_path / "out", WRITE)
     for entry, row in zip(usable_cases(sites), index, strict=True):
         alone = prepare_case(entry, plan)
         name = tmp_path / "out" / entry.case.case
@@ -205,7 +208,7 @@ def test_a_case_is_prepared_alone_as_among_others(sites: Sites, tmp_path: Path) 
 def test_little_of_a_structure_is_lost_on_the_way(sites: Sites, tmp_path: Path) -> None:
     """Cropping and resampling keep every large structure's volume within 10 %."""
     plan = plan_of(sites, spacing_mm=[4.0, 4.0, 4.0])
-    prepare(sites, plan, tmp_path / "out")
+    prepare(sites, plan, tmp_path / "out", WRITE)
     for entry in usable_cases(sites):
         before = read_label_map(entry.label)
         after = np.load(tmp_path / "out" / f"{entry.case.case}.label.npy", allow_pickle=False)
@@ -221,5 +224,5 @@ def test_a_label_on_another_grid_stops_all(sites: Sites, tmp_path: Path) -> None
     swapped = replace(site.cases[0], label=site.cases[1].label)
     wrong = [(folder, replace(site, cases=(swapped, *site.cases[1:])))]
     with pytest.raises(SegdistillError, match=r"far-002\.nii.*not on the grid of .*far-001\.nii"):
-        prepare(wrong, plan_of(sites), tmp_path / "out")
+        prepare(wrong, plan_of(sites), tmp_path / "out", WRITE)
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import numpy as np
 
 from segdistill.network.architecture import NetworkKnobs
 from segdistill.runtime.plan import Normalisation, Plan, Structure
+from segdistill.simulation.rendering.knobs import USUAL
 from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.job import Job
 from segdistill.training.knobs import TrainingKnobs
@@ -115,6 +116,7 @@ def toy_job(folder: Path, **changes: Any) -> Job:
         "soft_labels": None,
         "network": NETWORK,
         "training": TRAINING,
+        "rendering": USUAL,
         "distillation": None,
     }
     return Job(**(body | changes))

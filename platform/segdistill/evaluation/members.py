@@ -150,7 +150,7 @@ def read_test_set(sites: Path) -> TestSet:
                     subject=case.subject,
                     site=site.site,
                     held_out=site.held_out,
-                    image=folder / case.image,
+                    image=folder / case.scan,
                     label=folder / case.label,
                 )
             )

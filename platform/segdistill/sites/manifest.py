@@ -22,18 +22,31 @@ class Case:
     Attributes:
         case: identifier, unique over all sites of a task, free of patient identifiers.
         subject: pseudonym; all cases of a subject are in one split.
-        image: path of the scan, relative to the site's folder.
-        label: path of the label map on the scan's grid, or None where there is none.
+        image: path of the scan, relative to the site's folder; None where scans are rendered from the
+            label map while training.
+        label: path of the label map on the scan's grid, in the task's codes; None where there is none.
+            Without a scan it is in the site's ``source_codes``.
         split: ``train``, ``val`` or ``test``.
         scanner: facts of the acquisition, e.g. ``{"voxel_mm": [1.0, 1.0, 1.0]}``.
     """
 
     case: str
     subject: str
-    image: str
+    image: str | None
     label: str | None
     split: Split
     scanner: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scan(self) -> str:
+        """``image``, of a case that has one.
+
+        Raises:
+            SegdistillError: it is a label map alone.
+        """
+        if self.image is None:
+            raise SegdistillError(f"{self.case}: is a label map without a scan. Choose another case.")
+        return self.image
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,7 @@ class Site:
         structures: label code to structure name; 0 is background and not listed.
         cases: the cases, sorted by name.
         note: what a reader must know about this data, in one or two sentences.
+        source_codes: of label maps without scans, each code to the task's, 0 for background.
     """
 
     site: str
@@ -59,6 +73,7 @@ class Site:
     structures: dict[int, str]
     cases: tuple[Case, ...]
     note: str = ""
+    source_codes: dict[int, int] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Check and write ``folder/manifest.json``.
@@ -69,6 +84,9 @@ class Site:
         self.check(folder / MANIFEST)
         body = asdict(self)
         body["structures"] = {str(code): name for code, name in self.structures.items()}
+        body["source_codes"] = {str(code): ours for code, ours in self.source_codes.items()}
+        if not self.source_codes:
+            del body["source_codes"]
         write_json(folder / MANIFEST, body)
 
     @classmethod
@@ -82,6 +100,8 @@ class Site:
         body = read_json(path)
         try:
             body["structures"] = {int(code): name for code, name in body["structures"].items()}
+            codes = body.pop("source_codes", {})
+            body["source_codes"] = {int(code): ours for code, ours in codes.items()}
             body["cases"] = tuple(Case(**case) for case in body["cases"])
             site = cls(**body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -104,6 +124,11 @@ class Site:
                 raise SegdistillError(
                     f"{path}: case {case.case} has split {case.split!r}; "
                     f"use {', '.join(get_args(Split))}."
+                )
+            if case.image is None and (case.split != "train" or not case.label or not self.source_codes):
+                raise SegdistillError(
+                    f"{path}: case {case.case} has no scan; only a label map of the train split may be "
+                    "without one, at a site with source_codes."
                 )
             if split_of.setdefault(case.subject, case.split) != case.split:
                 raise SegdistillError(

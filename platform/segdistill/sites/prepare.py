@@ -17,6 +17,9 @@ from segdistill.runtime.preprocess import preprocess, preprocess_label
 from segdistill.sites.manifest import Case, Site
 from segdistill.volume import Volume, check_volume, grid_difference, read_label_map, read_volume
 
+#: Writes a label map, and the task's code of each of its codes, to files named after the stem.
+WritePerson = Callable[[Volume, Mapping[int, int], Path], None]
+
 _SAMPLES = 100_000  # labelled voxels per case for the HU statistics, some several times in a small case
 
 
@@ -39,11 +42,14 @@ class PlanKnobs:
 
 @dataclass(frozen=True)
 class Entry:
-    """A case of the train or val split, with its files; ``label`` is None where there is none."""
+    """A case of the train or val split, with its files; ``label`` is None where there is none.
+
+    ``image`` is None where scans are rendered from the label map, then in the site's ``source_codes``.
+    """
 
     site: Site
     case: Case
-    image: Path
+    image: Path | None
     label: Path | None
 
 
@@ -57,7 +63,12 @@ def usable_cases(sites: Iterable[tuple[Path, Site]]) -> list[Entry]:
         SegdistillError: train or val has no labelled case.
     """
     found = [
-        Entry(site, case, folder / case.image, None if case.label is None else folder / case.label)
+        Entry(
+            site,
+            case,
+            folder / case.image if case.image else None,
+            folder / case.label if case.label else None,
+        )
         for folder, site in sites
         if not site.held_out
         for case in site.cases
@@ -110,9 +121,10 @@ def make_plan(
     train = [entry for entry in usable_cases(sites) if entry.case.split == "train" and entry.label]
     spacing: Sequence[float] | None = knobs.spacing_mm
     if spacing is None:
-        spacing = median_spacing((read_volume(entry.image) for entry in train), knobs.orientation)
+        spacing = median_spacing((_read_grid(entry) for entry in train), knobs.orientation)
     if knobs.normalisation == "ct":
-        normalisation = hu_statistics((_read_pair(entry) for entry in train), sites[0][1].structures)
+        pairs = (_read_pair(entry) for entry in train if entry.image)
+        normalisation = hu_statistics(pairs, sites[0][1].structures)
     else:
         normalisation = Normalisation(knobs.normalisation)
     return Plan.from_json(
@@ -211,16 +223,38 @@ def index_row(entry: Entry, prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def person_row(entry: Entry, labels: Volume) -> dict[str, Any]:
+    """The same of a label map without a scan, which is ``rendered``; ``shape`` is the map's own."""
+    return {
+        "case": entry.case.case,
+        "site": entry.site.site,
+        "subject": entry.case.subject,
+        "split": entry.case.split,
+        "labelled": True,
+        "rendered": True,
+        "shape": list(labels.array.shape),
+    }
+
+
 def prepare(
     sites: list[tuple[Path, Site]],
     plan: Plan,
     out: Path,
+    write_person: WritePerson,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Preprocess the cases that training may use into ``out``.
 
     Writes, whole or not at all, ``index.json`` (an :func:`index_row` per case), ``CASE.image.npy`` and,
-    of labelled cases, ``CASE.label.npy``, see :class:`Prepared`.
+    of labelled cases, ``CASE.label.npy``, see :class:`Prepared`; of label maps without a scan what
+    ``write_person`` makes of them.
+
+    Args:
+        sites: folder and manifest of every site.
+        plan: the family's plan.
+        out: folder to write.
+        write_person: writes a label map, from which scans are rendered while training.
+        progress: called with (cases done, cases) after each.
 
     Returns:
         The index.
@@ -232,11 +266,16 @@ def prepare(
     index = []
     with atomic_folder(out) as folder:
         for number, entry in enumerate(cases, start=1):
-            prepared = prepare_case(entry, plan)
-            for part, array in (("image", prepared.image), ("label", prepared.label)):
-                if array is not None:
-                    np.save(folder / f"{entry.case.case}.{part}.npy", array, allow_pickle=False)
-            index.append(index_row(entry, prepared))
+            if entry.image:
+                prepared = prepare_case(entry, plan)
+                for part, array in (("image", prepared.image), ("label", prepared.label)):
+                    if array is not None:
+                        np.save(folder / f"{entry.case.case}.{part}.npy", array, allow_pickle=False)
+                index.append(index_row(entry, prepared))
+            else:
+                labels = _read_grid(entry)
+                write_person(labels, entry.site.source_codes, folder / entry.case.case)
+                index.append(person_row(entry, labels))
             if progress:
                 progress(number, len(cases))
         write_json(folder / "index.json", index)
@@ -244,6 +283,7 @@ def prepare(
 
 
 def _read_scan(entry: Entry) -> Volume:
+    assert entry.image is not None  # noqa: S101 - callers ask for scans only
     return check_volume(read_volume(entry.image), str(entry.image))
 
 
@@ -255,6 +295,14 @@ def _read_label(entry: Entry, scan: Volume) -> Volume:
             f"{entry.label}: not on the grid of {entry.image}: {difference}. Import the site again."
         )
     return label
+
+
+def _read_grid(entry: Entry) -> Volume:
+    """The scan, or where there is none, the label map."""
+    if entry.image:
+        return read_volume(entry.image)
+    assert entry.label is not None  # noqa: S101 - the manifest is checked
+    return read_label_map(entry.label)
 
 
 def _read_pair(entry: Entry) -> tuple[Volume, Volume]:

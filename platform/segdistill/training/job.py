@@ -10,6 +10,7 @@ from segdistill.files import json_bytes, read_json, sha256_of
 from segdistill.network.architecture import NetworkKnobs
 from segdistill.params import build
 from segdistill.runtime.plan import Plan
+from segdistill.simulation.rendering.knobs import RenderingKnobs
 from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.knobs import TrainingKnobs
 
@@ -36,6 +37,7 @@ class Job:
         soft_labels: folder of the teacher's soft labels, for a student; else None.
         network: what the architecture is scaled from.
         training: how it is trained.
+        rendering: how scans are drawn from label maps.
         distillation: how a student is taught; None without a teacher.
         tracking: ``{"uri": ..., "run_id": ...}`` of the MLflow run that follows along, or empty.
     """
@@ -52,6 +54,7 @@ class Job:
     soft_labels: str | None
     network: NetworkKnobs
     training: TrainingKnobs
+    rendering: RenderingKnobs
     distillation: DistillationKnobs | None
     tracking: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,6 +73,7 @@ class Job:
         knobs = {
             "network": build(NetworkKnobs, body["network"], "job", "network"),
             "training": build(TrainingKnobs, body["training"], "job", "training"),
+            "rendering": build(RenderingKnobs, body["rendering"], "job", "rendering"),
             "distillation": taught and build(DistillationKnobs, taught, "job", "distillation"),
         }
         return cls(**{**body, **knobs})
@@ -85,7 +89,8 @@ class Job:
 
         data = Path(self.data)
         source = Path(__file__).resolve().parents[1]
-        code = [path for room in ("network", "training") for path in (source / room).rglob("*.py")]
+        rooms = ("network", "training", "simulation/rendering")
+        code = [path for room in rooms for path in (source / room).rglob("*.py")]
         if self.teacher is None:  # how students are taught is no matter of teachers and controls
             code = [path for path in code if path.parent.name != "distillation"]
         body = self.to_json() | {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segdistill.files import SegdistillError
+from segdistill.files import SegdistillError, read_json
 from segdistill.network.architecture import Architecture
 from segdistill.network.finite import require_finite
 from segdistill.network.model import TorchBackend, read_model
@@ -29,7 +29,16 @@ from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.distillation.teaching import FeatureTap, Teaching
 from segdistill.training.job import Job
 from segdistill.training.losses import supervised_loss
-from segdistill.training.patches import Batch, PatchSampler, Small, TrainingCase, ahead, read_cases
+from segdistill.training.patches import (
+    Batch,
+    PatchSampler,
+    People,
+    Small,
+    TrainingCase,
+    ahead,
+    read_cases,
+    read_people,
+)
 from segdistill.training.session import Session
 from segdistill.training.tracking import Tracker
 
@@ -60,6 +69,7 @@ def train(job: Job, session: Session) -> None:
         flip_left_right=knobs.flip_left_right,
         seed=job.seed,
         small=Small.from_knobs(knobs, job.steps, plan),
+        people=People(read_people(Path(job.data), session.device), job.rendering),
     )
     latest = session.latest()
     teacher = _Teacher.of(job, plan, session, network)
@@ -155,8 +165,14 @@ def training_cases(job: Job) -> list[TrainingCase]:
     They are larger than image and label together, so moving them along for nothing would more than
     double the cost of drawing a patch. Unlabelled cases keep the label that they get from them.
     """
-    cases = read_cases(Path(job.data), "train", soft=Path(job.soft_labels) if job.soft_labels else None)
+    data = Path(job.data)
+    cases = read_cases(data, "train", soft=Path(job.soft_labels) if job.soft_labels else None)
     if job.distillation and job.distillation.needs_soft_labels:
+        if any(entry.get("rendered") for entry in read_json(data / "index.json")):
+            raise SegdistillError(
+                f"{job.name}: scans that are rendered while training have no stored soft labels. "
+                "Set distillation.teaching to live."
+            )
         return cases
     return [replace(case, soft=None) for case in cases]
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from segdistill.files import SegdistillError, read_json
 from segdistill.runtime.plan import Plan
+from segdistill.simulation.rendering.knobs import RenderingKnobs
+from segdistill.simulation.rendering.labelmap import LabelMap
+from segdistill.simulation.rendering.render import render
 from segdistill.training.augment import apply, augmentation
 from segdistill.training.knobs import TrainingKnobs
 
@@ -32,6 +35,14 @@ class TrainingCase:
     image: np.ndarray
     label: np.ndarray
     soft: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class People:
+    """Label maps of people, and how scans are drawn from them."""
+
+    maps: list[LabelMap]
+    knobs: RenderingKnobs
 
 
 @dataclass(frozen=True)
@@ -104,10 +115,16 @@ def read_cases(
         unlabelled: also give unlabelled cases when there are no soft labels yet; their label is all
             background.
 
+    Label maps without scans are no such cases, see :func:`read_people`; a split that has those alone is
+    empty.
+
     Raises:
-        SegdistillError: no index, no case of that split, or soft labels that lack one.
+        SegdistillError: no index, nothing of that split, or soft labels that lack one.
     """
-    entries = [entry for entry in read_json(folder / "index.json") if entry["split"] == split]
+    index = [entry for entry in read_json(folder / "index.json") if entry["split"] == split]
+    entries = [entry for entry in index if not entry.get("rendered")]
+    if index and not entries:
+        return []
     if soft is None and not unlabelled:
         entries = [entry for entry in entries if entry["labelled"]]
     if not entries:
@@ -115,6 +132,12 @@ def read_cases(
             f"{folder}: no case in split {split!r}. Check 'split' of the sites and run 'dvc repro'."
         )
     return [_read_case(folder, entry["case"], entry["labelled"], soft) for entry in entries]
+
+
+def read_people(folder: Path, device: torch.device) -> list[LabelMap]:
+    """The prepared label maps without scans, all of the train split, in the order of the index."""
+    index = read_json(folder / "index.json")
+    return [LabelMap.read(folder / entry["case"]).to(device) for entry in index if entry.get("rendered")]
 
 
 def _read_case(folder: Path, case: str, labelled: bool, soft_labels: Path | None) -> TrainingCase:
@@ -147,6 +170,9 @@ class PatchSampler:
     served window: evenly on both sides, the outermost voxels repeated, here with their labels. A patch
     that is alone in its batch is no larger than its case (and what ``size_divisor`` asks, which is added
     behind), and that is what ``whole`` mode gives the network.
+
+    Where there are label maps without scans, ``people``, a share of the patches is rendered from those.
+    They differ in more ways than augmentation makes, so nothing is added to them.
     """
 
     _CENTRES = 2000  # remembered voxels per case and structure
@@ -161,10 +187,12 @@ class PatchSampler:
         flip_left_right: bool,
         seed: int,
         small: Small | None = None,
+        people: People | None = None,
     ) -> None:
         self._cases = cases
         self._batch_size = batch_size
         self._small = small
+        self._people = people if people and people.maps else None
         self._plan = plan
         self._foreground_share = foreground_share
         self._seed = seed
@@ -195,6 +223,8 @@ class PatchSampler:
     def _patch(
         self, patch_size: tuple[int, int, int], random: np.random.Generator, *, alone: bool
     ) -> dict[str, Tensor]:
+        if self._people and (not self._cases or random.random() < self._people.knobs.share):
+            return self._rendered(self._people, patch_size, random, alone=alone)
         number = int(random.integers(len(self._cases)))
         case, centres = self._cases[number], self._centres[number]
         shape = case.label.shape
@@ -225,6 +255,26 @@ class PatchSampler:
             patch["soft"] = np.array(case.soft[(slice(None), *window)])
         padded = {name: _padded(array, patch_size, alone=alone) for name, array in patch.items()}
         return apply(self._transform, padded, random)
+
+    def _rendered(
+        self,
+        people: People,
+        patch_size: tuple[int, int, int],
+        random: np.random.Generator,
+        *,
+        alone: bool,
+    ) -> dict[str, Tensor]:
+        person = people.maps[int(random.integers(len(people.maps)))]
+        drawn = render(
+            person,
+            self._plan,
+            people.knobs,
+            random,
+            patch_size=patch_size,
+            foreground_share=self._foreground_share,
+            alone=alone,
+        )
+        return {"image": drawn.image, "label": drawn.label[None]}
 
     def _find_centres(self, case: TrainingCase, classes: int, number: int) -> list[np.ndarray]:
         random = np.random.default_rng([self._seed, 0xCE, number])

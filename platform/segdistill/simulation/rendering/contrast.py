@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdistill.simulation.rendering.knobs import RenderingKnobs
-from segdistill.simulation.rendering.labelmap import LabelMap
-from segdistill.simulation.rendering.tissues import AIR
+from segdistill.simulation.rendering.labelmap import AIR, LabelMap
 
 Array = NDArray[np.float64]
 

@@ -1,9 +1,7 @@
 """How much rendered people and scanners differ."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
-
-from segdistill.simulation.people import refuse
 
 Range = tuple[float, float]
 
@@ -12,9 +10,10 @@ Range = tuple[float, float]
 class RenderingKnobs:
     """Ranges and chances of every effect; a range is drawn from evenly, a chance is a share of patches.
 
-    The defaults are what trainings use for brain MRI. :meth:`still` has every effect off.
+    The ``rendering`` part of params.yaml. :meth:`still` has every effect off.
 
     Attributes:
+        share: of the training patches that are rendered, where there are scans, too.
         rotate_sd_deg: of the head about each axis, degrees (standard deviation).
         scale_sd: of the head's size per axis, relative.
         shear_sd: of each axis along each other one, mm per mm.
@@ -48,64 +47,68 @@ class RenderingKnobs:
         magnitude: noise as in MR's magnitude images (Rician); false: it is added, as in CT.
     """
 
-    rotate_sd_deg: float = 8.0
-    scale_sd: float = 0.07
-    shear_sd: float = 0.03
-    flip: float = 0.5
-    warp_mm: Range = (0.0, 4.5)
-    warp_step_mm: Range = (24.0, 48.0)
-    ventricle_scale: Range = (0.7, 1.6)
-    grey: Range = (0.45, 0.9)
-    fluid: Range = (0.03, 0.4)
-    any_contrast: float = 0.1
-    tissue_sd: float = 0.02
-    side_sd: float = 0.01
-    patch_mm: Range = (6.0, 20.0)
-    skull_stripped: float = 0.3
-    strip_mm: Range = (-0.5, 5.0)
-    strip_ragged_mm: Range = (0.0, 1.5)
-    cut_below: float = 0.4
-    cut_side: float = 0.08
-    cut_into_mm: Range = (10.0, 5.0)
-    cut_air: float = 0.5
-    margin_mm: Range = (0.0, 40.0)
-    bias_sd: Range = (0.0, 0.3)
-    bias_step_mm: Range = (50.0, 120.0)
-    contrast_sd: Range = (0.0, 0.15)
-    gamma_sd: float = 0.2
-    gamma: float = 0.4
-    blur_mm: Range = (0.5, 1.3)
-    thick: float = 0.3
-    thick_mm: Range = (2.5, 7.0)
-    noise: Range = (0.0, 0.08)
-    magnitude: bool = True
+    share: float
+    rotate_sd_deg: float
+    scale_sd: float
+    shear_sd: float
+    flip: float
+    warp_mm: Range
+    warp_step_mm: Range
+    ventricle_scale: Range
+    grey: Range
+    fluid: Range
+    any_contrast: float
+    tissue_sd: float
+    side_sd: float
+    patch_mm: Range
+    skull_stripped: float
+    strip_mm: Range
+    strip_ragged_mm: Range
+    cut_below: float
+    cut_side: float
+    cut_into_mm: Range
+    cut_air: float
+    margin_mm: Range
+    bias_sd: Range
+    bias_step_mm: Range
+    contrast_sd: Range
+    gamma_sd: float
+    gamma: float
+    blur_mm: Range
+    thick: float
+    thick_mm: Range
+    noise: Range
+    magnitude: bool
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if isinstance(entry.default, tuple):
+            if isinstance(value, tuple):
                 ordered = len(value) == 2 and (value[0] <= value[1] or entry.name == "cut_into_mm")
-                refuse(not ordered, f"{entry.name} {value} must be two numbers, low to high")
-            if entry.name in _CHANCES:
-                refuse(not 0 <= value <= 1, f"{entry.name} {value} must be 0 to 1")
+                if not ordered:
+                    raise ValueError(f"{entry.name} {value} must be two numbers, low to high")
+            if entry.name in _CHANCES and not 0 <= value <= 1:
+                raise ValueError(f"{entry.name} {value} must be 0 to 1")
         for name in ("ventricle_scale", *_LENGTHS):
-            refuse(getattr(self, name)[0] <= 0, f"{name} must be above 0")
+            if getattr(self, name)[0] <= 0:
+                raise ValueError(f"{name} must be above 0")
 
     @classmethod
     def still(cls, **others: Any) -> "RenderingKnobs":
         """Every effect off but the named ones."""
         off = {
-            entry.name: (0.0, 0.0) if isinstance(entry.default, tuple) else 0.0
+            entry.name: (0.0, 0.0) if isinstance(getattr(USUAL, entry.name), tuple) else 0.0
             for entry in fields(cls)
-            if not isinstance(entry.default, bool)
+            if not isinstance(getattr(USUAL, entry.name), bool)
         }
-        usual = {name: getattr(cls, name) for name in _LENGTHS}
+        usual = {name: getattr(USUAL, name) for name in _LENGTHS}
         fixed = {"ventricle_scale": (1.0, 1.0), "grey": (0.7, 0.7), "fluid": (0.2, 0.2)}
-        return cls(**(off | usual | fixed | others))
+        return replace(USUAL, **(off | usual | fixed | others))
 
 
 _LENGTHS = ("warp_step_mm", "patch_mm", "bias_step_mm", "thick_mm")
 _CHANCES = (
+    "share",
     "flip",
     "any_contrast",
     "skull_stripped",
@@ -114,4 +117,40 @@ _CHANCES = (
     "cut_air",
     "gamma",
     "thick",
+)
+
+#: Of brain MRI. Scans of val and test are always drawn with these, whatever trainings are.
+USUAL = RenderingKnobs(
+    share=0.75,
+    rotate_sd_deg=8.0,
+    scale_sd=0.07,
+    shear_sd=0.03,
+    flip=0.5,
+    warp_mm=(0.0, 4.5),
+    warp_step_mm=(24.0, 48.0),
+    ventricle_scale=(0.7, 1.6),
+    grey=(0.45, 0.9),
+    fluid=(0.03, 0.4),
+    any_contrast=0.1,
+    tissue_sd=0.02,
+    side_sd=0.01,
+    patch_mm=(6.0, 20.0),
+    skull_stripped=0.3,
+    strip_mm=(-0.5, 5.0),
+    strip_ragged_mm=(0.0, 1.5),
+    cut_below=0.4,
+    cut_side=0.08,
+    cut_into_mm=(10.0, 5.0),
+    cut_air=0.5,
+    margin_mm=(0.0, 40.0),
+    bias_sd=(0.0, 0.3),
+    bias_step_mm=(50.0, 120.0),
+    contrast_sd=(0.0, 0.15),
+    gamma_sd=0.2,
+    gamma=0.4,
+    blur_mm=(0.5, 1.3),
+    thick=0.3,
+    thick_mm=(2.5, 7.0),
+    noise=(0.0, 0.08),
+    magnitude=True,
 )

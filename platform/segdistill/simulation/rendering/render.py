@@ -39,6 +39,7 @@ def render(
     patch_size: tuple[int, int, int] | None,
     foreground_share: float = 0.0,
     contrast: Contrast = t1_like,
+    alone: bool = False,
 ) -> Rendered:
     """Draw a person's scan and render a patch of it, or all of it.
 
@@ -57,13 +58,14 @@ def render(
         foreground_share: chance that the patch is centred about a voxel of a structure, each structure
             equally often; the warp, which moves it by a few mm, is left out of that.
         contrast: how bright every code is.
+        alone: the patch is no larger than the scan, and what ``size_divisor`` asks is made up behind.
 
     Raises:
         SegdistillError: the plan's grid is too coarse for the map, or its normalisation can't be had.
     """
     _check(source, plan)
     scene = draw_scene(source, knobs, contrast, random)
-    positions = _place(source, scene, plan, patch_size, foreground_share, random)
+    positions = _place(source, scene, plan, patch_size, foreground_share, random, alone=alone)
     scale = served_scale(source, scene, plan, random)
     image, codes = scan(source, scene, Look(positions, plan.spacing_mm), random)
     label = look_up(np.array(source.channels(plan), np.uint8), codes)
@@ -92,12 +94,17 @@ def _place(
     patch_size: tuple[int, int, int] | None,
     foreground_share: float,
     random: np.random.Generator,
+    *,
+    alone: bool,
 ) -> Positions:
     """Where the voxels lie along each axis, scanner mm."""
     spacing = np.array(plan.spacing_mm)
     low = scene.content.low
     voxels = np.maximum(np.floor((scene.content.high - low) / spacing + 0.5), 1).astype(int)
-    size = np.array(plan.divisible(tuple(voxels)) if patch_size is None else patch_size)
+    whole = np.array(plan.divisible(tuple(voxels)))
+    size = whole if patch_size is None else np.array(patch_size)
+    if alone:
+        size = np.minimum(size, whole)
     room = voxels - size
     start = random.uniform(0.0, np.maximum(room, 0.0))
     if patch_size is not None and random.random() < foreground_share:
@@ -105,7 +112,7 @@ def _place(
         if centre is not None:
             jitter = random.uniform(-size / 4, size / 4)
             start = np.clip((centre - low) / spacing + jitter - size / 2, 0, np.maximum(room, 0))
-    if patch_size is not None:
+    if patch_size is not None and not alone:
         start = np.where(room < 0, room // 2, start)
     x, y, z = (
         low[axis]

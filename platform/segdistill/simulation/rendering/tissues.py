@@ -6,39 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError
+from segdistill.simulation.rendering.labelmap import AIR, Tissue
 from segdistill.sites.protocol import expand_codes
 from segdistill.texts import read_yaml_mapping
 
 TISSUES = Path(__file__).parent / "tissues"
 
-AIR = "air"
 ANCHORS = (AIR, "fluid", "grey", "white")
-
-
-@dataclass(frozen=True)
-class Tissue:
-    """What looks alike in a scan.
-
-    Attributes:
-        name: e.g. ``thalamus``.
-        between: the two anchors that brightness is measured by.
-        bright: from and to, 0 at the first anchor and 1 at the second.
-        grain: standard deviation from voxel to voxel, from and to, of white matter.
-        patches: standard deviation of the slow variation, from and to, of white matter.
-        brain: whether skull stripping keeps it.
-        grows: whether it is the ventricles, whose size may be changed.
-    """
-
-    name: str
-    between: tuple[str, str]
-    bright: tuple[float, float]
-    grain: tuple[float, float]
-    patches: tuple[float, float]
-    brain: bool = False
-    grows: bool = False
-
-
-UNKNOWN = Tissue("unknown", (AIR, "white"), (0.0, 1.3), (0.0, 0.1), (0.0, 0.2))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from segdistill.files import SegdistillError, unfetched
-from segdistill.sites.imports.labels import LabelMap
+from segdistill.sites.imports.labelmaps import not_cubes
+from segdistill.sites.imports.labels import CodeMap, codes_in
 from segdistill.sites.imports.scan import Scan
 from segdistill.texts import FETCH
 from segdistill.volume import Volume, grid_difference, read_label_map, read_volume
 
 INT16 = np.iinfo(np.int16)
+
+_UNKNOWN = "unknown label code(s)"
+_SAY = "say what they are with --labels"
+_EMPTY = "the label map has no structure of the task, only background"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,28 +35,57 @@ class Checked:
     labels: npt.NDArray[np.uint8] | None
 
 
-def check_scan(scan: Scan, label_map: LabelMap) -> Checked | list[str]:
+@dataclass(frozen=True, eq=False)
+class CheckedMap:
+    """A label map that scans can be rendered from.
+
+    Attributes:
+        labels: in the source's codes.
+        meaning: the task's code of each of them, 0 for background.
+    """
+
+    labels: Volume
+    meaning: dict[int, int]
+
+
+def check_scan(scan: Scan, code_map: CodeMap) -> Checked | list[str]:
     """Read a scan and its label map; return them, or all that is wrong with them.
 
     Args:
         scan: where its files are.
-        label_map: from its label codes to the task's.
+        code_map: from its label codes to the task's.
     """
     wrong: list[str] = []
-    image = _read(read_volume, scan.image, wrong)
+    image = _read(read_volume, scan.image, wrong) if scan.image else None
     source = _read(read_label_map, scan.label, wrong) if scan.label else None
     if image and source and (difference := grid_difference(image, source)):
         wrong.append(f"scan and label map are not on the same grid: {difference}")
     labels = None
     if source:
-        unknown = label_map.unknown(source.array)
+        unknown = code_map.unknown(source.array)
         if unknown:
-            wrong.append(f"unknown label code(s) {', '.join(unknown)}; say what they are with --labels")
+            wrong.append(f"{_UNKNOWN} {', '.join(unknown)}; {_SAY}")
         else:
-            labels = label_map.apply(source.array)
+            labels = code_map.apply(source.array)
             if not labels.any():
-                wrong.append("the label map has no structure of the task, only background")
+                wrong.append(_EMPTY)
     return wrong if wrong or image is None else Checked(image, labels)
+
+
+def check_label_map(scan: Scan, code_map: CodeMap) -> CheckedMap | list[str]:
+    """Read a label map that has no scan; return it in its own codes, or all that is wrong with it."""
+    wrong: list[str] = []
+    source = _read(read_label_map, scan.label, wrong) if scan.label else None
+    if source is None:
+        return wrong
+    codes = codes_in(source.array)
+    if unknown := code_map.unknown(source.array):
+        wrong.append(f"{_UNKNOWN} {', '.join(unknown)}; {_SAY}")
+    elif not any(code_map.codes[code] for code in codes):
+        wrong.append(_EMPTY)
+    if why := not_cubes(source):
+        wrong.append(why)
+    return wrong or CheckedMap(source, {code: code_map.codes[code] for code in sorted(codes)})
 
 
 def compact(array: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

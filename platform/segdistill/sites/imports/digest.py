@@ -30,6 +30,6 @@ def digests_of_sites(folder: Path, shapes: set[tuple[int, ...]]) -> Iterator[tup
     for where in site_folders(folder):
         site = Site.read(where)
         for case in () if site.simulated else site.cases:
-            image = where / case.image
-            if image.is_file() and tuple(sorted(stored_shape(image))) in shapes:
+            image = where / case.image if case.image else None
+            if image and image.is_file() and tuple(sorted(stored_shape(image))) in shapes:
                 yield voxel_digest(read_volume(image)), f"{case.case} of site {site.site}"

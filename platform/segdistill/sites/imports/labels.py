@@ -18,7 +18,7 @@ WIDEST = 1 << 20  # range of codes up to which a table is used
 
 
 @dataclass(frozen=True)
-class LabelMap:
+class CodeMap:
     """What each source code becomes.
 
     Attributes:
@@ -59,14 +59,14 @@ class LabelChoice:
     by_code: dict[int, int]
     by_name: dict[str, int]
 
-    def label_map(self, names: Mapping[int, str] | None) -> LabelMap:
+    def code_map(self, names: Mapping[int, str] | None) -> CodeMap:
         """The map for a label file whose codes the source gives ``names``; a code beats a name."""
         named = {
             code: self.by_name[plain(name)]
             for code, name in (names or {}).items()
             if plain(name) in self.by_name
         }
-        return LabelMap({0: 0} | named | self.by_code, dict(names or {}))
+        return CodeMap({0: 0} | named | self.by_code, dict(names or {}))
 
 
 def codes_in(labels: npt.NDArray[Any]) -> set[int]:

@@ -8,10 +8,11 @@ from segdistill.files import SegdistillError, subfolders
 from segdistill.shown import shown
 from segdistill.sites.imports.bids import anatomy_folders, find_bids, subject_folders
 from segdistill.sites.imports.freesurfer import IMAGES, find_freesurfer
+from segdistill.sites.imports.labelmaps import find_label_maps
 from segdistill.sites.imports.nnunet import find_nnunet
 from segdistill.sites.imports.scan import Found, Problem, listed
 
-Layout = Literal["bids", "nnunet", "freesurfer"]
+Layout = Literal["bids", "nnunet", "freesurfer", "labelmaps"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def detect_layout(folder: Path) -> Layout:
         raise SegdistillError(
             f"{folder}: no known layout. Looked for sub-*/[ses-*/]anat (bids), dataset.json and "
             "imagesTr (nnunet), and */mri/orig.mgz or norm.mgz (freesurfer). "
-            "Give the folder that holds these."
+            "Give the folder that holds these, or --layout labelmaps for label maps without scans."
         )
     return fitting[0]
 
@@ -86,4 +87,6 @@ def _find(folder: Path, layout: Layout, pick: Pick) -> Found:
         return find_bids(folder, pick.suffix, pick.derivative, pick.desc)
     if layout == "nnunet":
         return find_nnunet(folder)
+    if layout == "labelmaps":
+        return find_label_maps(folder)
     return find_freesurfer(folder, pick.image, pick.segmentation)

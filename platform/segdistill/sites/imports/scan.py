@@ -17,7 +17,7 @@ class Scan:
     Attributes:
         source: the scan's name in the source, e.g. ``sub-01/ses-2/sub-01_ses-2_T1w``.
         subject: the person's name in the source; scans of one person share it.
-        image: file of the scan.
+        image: file of the scan; None where there is a label map alone.
         label: file of its label map, or None.
         names: the source's label code to its name, where the source says so.
         split: the split that the source sets, or None where the import may choose.
@@ -26,7 +26,7 @@ class Scan:
 
     source: str
     subject: str
-    image: Path
+    image: Path | None
     label: Path | None
     names: dict[int, str] | None = None
     split: Split | None = None

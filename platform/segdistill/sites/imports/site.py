@@ -3,16 +3,19 @@
 import csv
 import os
 import re
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from segdistill.files import SegdistillError, atomic_folder
 from segdistill.shown import command, shown
-from segdistill.sites.imports.check import Checked, check_scan, compact
+from segdistill.sites.imports.check import Checked, CheckedMap, check_label_map, check_scan, compact
 from segdistill.sites.imports.digest import digests_of_sites, voxel_digest
 from segdistill.sites.imports.labels import LabelChoice, choose_labels, codes_in
 from segdistill.sites.imports.layout import Layout, Pick, detect_layout, find_scans
@@ -22,11 +25,17 @@ from segdistill.sites.imports.split import Fractions, assign_splits
 from segdistill.sites.manifest import Case, Site, Split
 from segdistill.sites.protocol import Protocol, read_protocol
 from segdistill.texts import read_yaml_mapping
-from segdistill.volume import write_volume
+from segdistill.volume import Volume, write_volume
+
+_RENDERED = "RENDERED: scans are made by a program from label maps of real people; no scanner made any."
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 Progress = Callable[[int, int], None]
+#: Draws a scan (int16) and its label map, (X, Y, Z) uint8 in the task's codes on the scan's grid.
+Draw = Callable[[np.random.Generator], tuple[Volume, npt.NDArray[np.uint8]]]
+#: From a label map, and the task's code of each of its codes, to what draws scans of that person.
+Render = Callable[[Volume, Mapping[int, int]], Draw]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Request:
             subject; None: as the layout says.
         key: where to write which pseudonym is whom, outside ``root``; None: nowhere.
         note: what a reader must know about this data.
+        scans: rendered of every person of val and test, where the source has label maps alone.
     """
 
     name: str
@@ -68,6 +78,7 @@ class Request:
     subject: str | None = None
     key: Path | None = None
     note: str = ""
+    scans: int = 4
 
     @property
     def folder(self) -> Path:
@@ -90,12 +101,17 @@ class Added:
     missing: tuple[str, ...]
 
 
-def add_site(request: Request, progress: Progress = lambda done, total: None) -> Added:
+def add_site(
+    request: Request,
+    progress: Progress = lambda done, total: None,
+    render: Render | None = None,
+) -> Added:
     """Import a site: find, check, pseudonymise, split, write. Either all of it is there, or nothing.
 
     Args:
         request: what to import.
         progress: called with (scans done, scans in all) after each scan.
+        render: draws the val and test scans of a source that has label maps alone.
 
     Raises:
         ImportProblemsError: what is wrong, case by case.
@@ -104,7 +120,7 @@ def add_site(request: Request, progress: Progress = lambda done, total: None) ->
     protocol = read_protocol(request.task)
     _check_request(request)
     layout = request.layout or detect_layout(request.source)
-    default = "freesurfer" if layout == "freesurfer" else None
+    default = "freesurfer" if layout in ("freesurfer", "labelmaps") else None
     choice = choose_labels(request.labels or default, protocol)
     found = _with_subjects(find_scans(request.source, layout, request.pick), request.subject)
     found = without(found, request.exclude)
@@ -115,9 +131,15 @@ def add_site(request: Request, progress: Progress = lambda done, total: None) ->
         problems += [Problem(scan.source, "has no label map") for scan in found.scans if not scan.label]
     with atomic_folder(request.folder) as partial:
         cases = _pseudonyms(found.scans, request)
-        present = _write_cases(partial, cases, choice, request, problems, progress)
+        found_codes: dict[int, int] = {}
+        if layout == "labelmaps":
+            assert render is not None  # noqa: S101 - the command always has one
+            found_codes = _write_people(partial, cases, choice, request, problems, render, progress)
+            present = set(found_codes.values())
+        else:
+            present = _write_cases(partial, cases, choice, request, problems, progress)
         missing = tuple(name for code, name in protocol.structures.items() if code not in present)
-        site = _manifest(request, protocol, layout, [case for _, case in cases], missing)
+        site = _manifest(request, protocol, layout, [case for _, case in cases], missing, found_codes)
         site.write(partial)
         if request.key:
             _write_key(request.key, cases)
@@ -188,9 +210,10 @@ def _repeated(scans: Sequence[Scan]) -> list[Problem]:
     for scan in scans:
         first = by_source.setdefault(scan.source, scan)
         if first is not scan:
-            problems.append(Problem(scan.source, f"is there twice: {first.image} and {scan.image}"))
+            files = [entry.image or entry.label for entry in (first, scan)]
+            problems.append(Problem(scan.source, f"is there twice: {files[0]} and {files[1]}"))
         # Not Path.resolve, which fails at links that lead in a circle.
-        first = by_file.setdefault(Path(os.path.realpath(scan.image)), scan)
+        first = by_file.setdefault(Path(os.path.realpath(scan.image or scan.label or "")), scan)
         if first is not scan:
             problems.append(Problem(scan.source, f"is the same file as {first.source}"))
     return problems
@@ -204,18 +227,25 @@ def _pseudonyms(scans: Sequence[Scan], request: Request) -> list[tuple[Scan, Cas
     number = {subjects[index]: place for place, index in enumerate(order, start=1)}
     ordered = sorted(scans, key=lambda scan: (number[scan.subject], scan.source))
     cases = []
-    for place, scan in enumerate(ordered, start=1):
+    rendered = [scan for scan in ordered for _ in range(_times(scan, splits[scan.subject], request))]
+    for place, scan in enumerate(rendered, start=1):
         name = f"{request.name}-{place:03d}"
+        split = splits[scan.subject]
         case = Case(
             case=name,
             subject=f"{request.name}-s{number[scan.subject]:03d}",
-            image=f"images/{name}.nii.gz",
+            image=f"images/{name}.nii.gz" if scan.image or split != "train" else None,
             label=f"labels/{name}.nii.gz" if scan.label else None,
-            split=splits[scan.subject],
+            split=split,
             scanner=scan.scanner,
         )
         cases.append((scan, case))
     return cases
+
+
+def _times(scan: Scan, split: Split, request: Request) -> int:
+    """How many cases a scan makes: a label map of val or test is rendered several times."""
+    return 1 if scan.image or split == "train" else request.scans
 
 
 def _write_cases(
@@ -235,7 +265,7 @@ def _write_cases(
     seen: dict[str, str] = {}
     shapes: set[tuple[int, ...]] = set()
     for index, (scan, case) in enumerate(cases):
-        checked = check_scan(scan, choice.label_map(scan.names))
+        checked = check_scan(scan, choice.code_map(scan.names))
         if isinstance(checked, Checked):
             first = seen.setdefault(voxel_digest(checked.image), scan.source)
             if first != scan.source:
@@ -258,32 +288,106 @@ def _write_cases(
     return present
 
 
+def _write_people(
+    folder: Path,
+    cases: list[tuple[Scan, Case]],
+    choice: LabelChoice,
+    request: Request,
+    problems: list[Problem],
+    render: Render,
+    progress: Progress,
+) -> dict[int, int]:
+    """Check and write the label maps of train, and the scans that ``render`` draws of val and test.
+
+    Returns:
+        The codes that occur, each with the task's.
+
+    Raises:
+        ImportProblemsError: any of ``problems`` or of those met here.
+    """
+    meaning: dict[int, int] = {}
+    seen: dict[str, str] = {}
+    for index, (scan, own) in enumerate(_by_scan(cases)):
+        checked = check_label_map(scan, choice.code_map(scan.names))
+        if isinstance(checked, CheckedMap):
+            meaning |= checked.meaning
+            first = seen.setdefault(voxel_digest(checked.labels), scan.source)
+            if first != scan.source:
+                problems.append(Problem(scan.source, f"has the same voxels as {first}"))
+            if not problems:
+                for place in own:
+                    cases[place] = scan, _write_person(folder, cases[place][1], checked, render, request)
+        else:
+            problems += [Problem(scan.source, what) for what in checked]
+        progress(index + 1, len({id(scan) for scan, _ in cases}))
+    if problems:
+        raise ImportProblemsError(request.source, problems)
+    return meaning
+
+
+def _by_scan(cases: Sequence[tuple[Scan, Case]]) -> list[tuple[Scan, list[int]]]:
+    """Every scan with the places of its cases, in their order."""
+    found: dict[str, tuple[Scan, list[int]]] = {}
+    for place, (scan, _) in enumerate(cases):
+        found.setdefault(scan.source, (scan, []))[1].append(place)
+    return list(found.values())
+
+
+def _write_person(
+    folder: Path, case: Case, checked: CheckedMap, render: Render, request: Request
+) -> Case:
+    """Write one case of a label map; return it with its scanner's facts."""
+    assert case.label is not None  # noqa: S101 - it is all there is
+    if case.image is None:
+        _write(folder, {case.label: checked.labels.array}, checked.labels.affine)
+        return case
+    number = zlib.crc32(case.case.encode())
+    image, labels = render(checked.labels, checked.meaning)(
+        np.random.default_rng([request.seed, number])
+    )
+    _write(folder, {case.image: image.array, case.label: labels}, image.affine)
+    voxel_mm = [round(size, 4) for size in image.spacing_mm]
+    return replace(case, scanner={"simulated": True, "voxel_mm": voxel_mm})
+
+
 def _write_case(folder: Path, case: Case, checked: Checked) -> None:
-    files = [(case.image, compact(checked.image.array))]
+    assert case.image is not None  # noqa: S101 - it was checked
+    files: dict[str, npt.NDArray[Any]] = {case.image: compact(checked.image.array)}
     if case.label and checked.labels is not None:
-        files.append((case.label, checked.labels))
-    for name, array in files:
-        write_volume(folder / name, array, checked.image.affine)
+        files[case.label] = checked.labels
+    _write(folder, files, checked.image.affine)
+
+
+def _write(folder: Path, files: Mapping[str, npt.NDArray[Any]], affine: npt.NDArray[np.float64]) -> None:
+    for name, array in files.items():
+        write_volume(folder / name, array, affine)
         left = patient_fields(folder / name)
         if left:
             raise SegdistillError(f"{name}: header fields that may name a patient: {', '.join(left)}.")
 
 
 def _manifest(
-    request: Request, protocol: Protocol, layout: Layout, cases: list[Case], missing: tuple[str, ...]
+    request: Request,
+    protocol: Protocol,
+    layout: Layout,
+    cases: list[Case],
+    missing: tuple[str, ...],
+    source_codes: dict[int, int],
 ) -> Site:
-    note = request.note or f"Real scans, imported from a {layout} layout under pseudonyms."
+    real = f"Real scans, imported from a {layout} layout under pseudonyms."
+    note = request.note or (_RENDERED if layout == "labelmaps" else real)
     if missing:
         note += f" No label map has: {', '.join(missing)}."
     return Site(
         site=request.name,
         task=request.task,
-        simulated=False,
+        simulated=layout == "labelmaps",
         held_out=request.held_out,
         label_protocol=protocol.name,
         structures=protocol.structures,
         cases=tuple(sorted(cases, key=lambda case: case.case)),
         note=note,
+        source_codes=source_codes,
     )
 
 
