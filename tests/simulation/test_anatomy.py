@@ -7,7 +7,14 @@ import pytest
 
 from segdistill.files import SegdistillError
 from segdistill.simulation.anatomies import make_anatomy
-from segdistill.simulation.anatomies.brain_mri import PACKAGE, WHEEL, WHEEL_SHA256, map_labels
+from segdistill.simulation.anatomies.brain_mri import (
+    PACKAGE,
+    WHEEL,
+    WHEEL_SHA256,
+    map_labels,
+    tidied,
+    without_specks,
+)
 from segdistill.simulation.anatomy import read_anatomy
 from segdistill.sites.pinned import WHEELS_VARIABLE, fetch_package
 from segdistill.sites.protocol import read_protocol
@@ -53,6 +60,33 @@ def test_sulci_are_open() -> None:
     t1 = np.array([[[88.0, 70, 50, 60, 60, 60, 72, 55]]])
     labels = map_labels(line, t1, np.ones(line.shape, bool), TABLE)
     assert labels.ravel().tolist() == [white, grey, csf, grey, csf, csf, grey, csf]
+
+
+def test_specks_go_to_their_neighbours_and_shapes_stay() -> None:
+    """Single voxels in and around a deep structure take the label around them; a ball stays a ball."""
+    code = read_protocol("brain_mri").code_of
+    white, thalamus, csf = (code(n) for n in ("cerebral_white_matter", "thalamus", "csf"))
+    grid = np.indices((32, 32, 32)) - 15.5
+    ball = (grid**2).sum(0) < 9**2
+    clean = np.where(ball, thalamus, white).astype(np.uint8)
+    speckled = clean.copy()
+    specks = np.random.default_rng(0).random(clean.shape) < 0.02
+    speckled[specks & ball] = csf
+    speckled[specks & ~ball] = thalamus
+    found = tidied(speckled)
+    assert (found != clean).mean() < 0.01 < (speckled != clean).mean()
+    assert set(np.unique(found)) == {white, thalamus}
+
+
+def test_a_piece_of_the_least_size_stays() -> None:
+    """Pieces smaller than asked go, one that is as large stays; with specks alone nothing is changed."""
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[1, 1, 1:4] = 2
+    labels[6, 6, 1:5] = 3
+    found = without_specks(labels, 4)
+    assert (found == 2).sum() == 0
+    assert (found == 3).sum() == 4
+    assert np.array_equal(without_specks(labels[:1, :1, :1], 4), labels[:1, :1, :1])
 
 
 def test_an_unknown_mindboggle_id_is_refused() -> None:

