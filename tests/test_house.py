@@ -20,7 +20,7 @@ from segdistill.network.architecture import Architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-PAPER = yaml.safe_load((ROOT / "profiles" / "paper.yaml").read_text())
+PROFILES = sorted(ROOT.glob("profiles/*.yaml"))
 REFERENCE = yaml.safe_load((ROOT / "profiles" / "reference.yaml").read_text())
 # Other tasks' parameters: tasks/TASK/params.yaml.
 TASKS = {path.parent.name: path for path in sorted(ROOT.glob("tasks/*/params.yaml"))}
@@ -62,16 +62,18 @@ def _kind(value: Any) -> Any:
     return type(value).__name__
 
 
-def test_profiles_have_the_same_knobs() -> None:
-    """The paper's profile has exactly the keys of params.yaml, with values of the same types."""
+@pytest.mark.parametrize("file", PROFILES, ids=lambda path: path.stem)
+def test_profiles_have_the_same_knobs(file: Path) -> None:
+    """A profile has exactly the keys of params.yaml, with values of the same types."""
+    profile = yaml.safe_load(file.read_text())
     plain = {path: _kind(value) for path, value in _knobs(PARAMS) if path[0] not in NAMED}
-    paper = {path: _kind(value) for path, value in _knobs(PAPER) if path[0] not in NAMED}
-    assert paper == plain
-    assert list(PAPER) == list(PARAMS)
+    same = {path: _kind(value) for path, value in _knobs(profile) if path[0] not in NAMED}
+    assert same == plain
+    assert list(profile) == list(PARAMS)
     for part in NAMED:
         shapes = [
             {key: _kind(value) for key, value in entry.items()}
-            for entry in [*PARAMS[part].values(), *PAPER[part].values()]
+            for entry in [*PARAMS[part].values(), *profile[part].values()]
         ]
         assert all(shape == shapes[0] for shape in shapes), part
 
@@ -214,12 +216,12 @@ def test_every_knob_reaches_a_stage() -> None:
     assert not idle
 
 
-@pytest.mark.parametrize("profile", ["params.yaml", "profiles/reference.yaml", "profiles/paper.yaml"])
-def test_pipeline_is_one_that_dvc_reads(tmp_path: Path, profile: str) -> None:
+@pytest.mark.parametrize("profile", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.stem)
+def test_pipeline_is_one_that_dvc_reads(tmp_path: Path, profile: Path) -> None:
     """With every profile DVC reads dvc.yaml, with a stage per site, student and control."""
     for name in ("dvc.yaml", "pipeline.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    (tmp_path / "params.yaml").write_bytes((ROOT / profile).read_bytes())
+    (tmp_path / "params.yaml").write_bytes(profile.read_bytes())
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     for command in (["init", "--no-scm", "-q"], ["stage", "list", "--name-only"]):
         done = subprocess.run(
@@ -231,7 +233,7 @@ def test_pipeline_is_one_that_dvc_reads(tmp_path: Path, profile: str) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    params = yaml.safe_load((ROOT / profile).read_text())
+    params = yaml.safe_load(profile.read_text())
     stages = done.stdout.split()
     assert {"anatomy", "prepare", "teacher", "evaluate", "register", "champion", "package"} <= {*stages}
     for stage, entries in (("site", "sites"), ("students", "students"), ("controls", "students")):

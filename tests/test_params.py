@@ -16,8 +16,7 @@ from segdistill.files import SegdistillError
 ROOT = Path(__file__).resolve().parents[1]
 FILES: dict[str, Callable[[Path], Any]] = {
     "params.yaml": read_params,
-    "profiles/reference.yaml": read_params,
-    "profiles/paper.yaml": read_params,
+    **{str(path.relative_to(ROOT)): read_params for path in ROOT.glob("profiles/*.yaml")},
     **{str(path.relative_to(ROOT)): read_params for path in ROOT.glob("tasks/*/params.yaml")},
     "studies/params.yaml": read_studies,
 }
