@@ -70,8 +70,8 @@ def run_all(
 
     Runs share nothing, so each has a process and a share of the cores to itself: two of them on two
     cores get further than one on both. A result is written as ``kept/DIGEST.json``, under the digest of
-    all that decides it; a study that was interrupted goes on from there, and its unfinished runs go on from
-    their checkpoints.
+    all that decides it; a study that was interrupted goes on from there, and its unfinished runs go on
+    from their checkpoints.
 
     Args:
         plan: given the outcomes so far, the jobs that are known by then, most urgent first. A job whose

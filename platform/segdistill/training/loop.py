@@ -207,8 +207,9 @@ def _last_checkpoint(job: Job, session: Session) -> Path | None:
         if folder is None:
             continue
         step, steps, history = checkpoint.progress(folder)
-        schedules = [Schedule.of(job.training, most, history) for most in (steps, job.steps)]
-        if steps == job.steps or step <= min(schedule.constant_until for schedule in schedules):
+        theirs, ours = (Schedule.of(job.training, most, history) for most in (steps, job.steps))
+        both = min(theirs.constant_until, ours.constant_until)
+        if theirs == ours or (theirs.warm_up_until == ours.warm_up_until and step <= both):
             return folder
     return None
 
