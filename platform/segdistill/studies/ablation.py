@@ -111,7 +111,7 @@ def summarise(
         (row, width, budget)
         for width in widths
         for row in order
-        for budget in ("plateau", "steps", "time")
+        for budget in _BUDGETS
         if any((run.row, run.width, run.budget) == (row, width, budget) for run in runs)
     ]
     by_row = {} if unfinished else {row: _in_time(runs, row, widths) for row in order if row != FAIR}
@@ -205,8 +205,8 @@ def _rate(outcomes: Outcomes, run: Run) -> float | None:
 def _of(runs: Outcomes, row: str, width: str, budget: Budget) -> dict[int, Outcome]:
     """The outcomes of one line of the table, by seed."""
     return {
-        run.seed: outcome
-        for run, outcome in runs.items()
+        run.seed: runs[run]
+        for run in sorted(runs, key=lambda run: run.seed)
         if (run.row, run.width, run.budget) == (row, width, budget)
     }
 
@@ -218,13 +218,8 @@ def _usual(runs: Outcomes, row: str, width: str) -> dict[int, Outcome]:
 
 def _in_time(runs: Outcomes, row: str, widths: Sequence[str]) -> NDArray[np.float64]:
     """(seeds, subjects) Dice of a row in the time of START, mean over the widths."""
-    return np.mean(
-        [
-            _scores((_of(runs, row, width, "time") or _usual(runs, row, width)).values())
-            for width in widths
-        ],
-        axis=0,
-    )
+    by_width = [_of(runs, row, width, "time") or _usual(runs, row, width) for width in widths]
+    return np.array([_scores(own.values()) for own in by_width]).mean(axis=0)
 
 
 def _scores(outcomes: Iterable[Outcome]) -> NDArray[np.float64]:
@@ -251,7 +246,13 @@ def _line(runs: Outcomes, row: str, width: str, budget: Budget, confidence: floa
         theirs = _usual(runs, other, width)
         both = [seed for seed in own if seed in theirs and other != row]
         line[f"against_{other}"] = (
-            asdict(paired(*(_scores(one[seed] for seed in both) for one in (own, theirs)), confidence))
+            asdict(
+                paired(
+                    _scores(own[seed] for seed in both),
+                    _scores(theirs[seed] for seed in both),
+                    confidence,
+                )
+            )
             if both
             else None
         )

@@ -151,9 +151,8 @@ def train(job: Job, session: Session) -> None:
             row = curve.row(done, schedule.phase(step), optimizer.param_groups[0]["lr"])
             if looked_at:
                 seen = plan
-                if (
-                    done <= schedule.full_from and not last
-                ):  # it never saw more at once than a small patch
+                if done <= schedule.full_from and not last:
+                    # It never saw more at once than a small patch.
                     seen = replace(plan, mode="windows", patch_size=small.patch_size)
                 own = validate(result, val_cases, seen) if session.rank == 0 else 0.0
                 row["val_dice"] = session.from_first(own)
