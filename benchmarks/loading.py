@@ -38,7 +38,6 @@ def main() -> None:
     print("|---|---|--:|--:|--:|")
     for name, job in _jobs(params, task).items():
         plan = Plan.read(Path(job.plan))
-        small = Small.from_knobs(job.training, job.steps, plan)
         sampler = PatchSampler(
             training_cases(job),
             plan,
@@ -46,10 +45,10 @@ def main() -> None:
             foreground_share=job.training.foreground_share,
             flip_left_right=job.training.flip_left_right,
             seed=job.seed,
-            small=small,
+            small=Small.from_knobs(job.training, plan),
         )
-        for first in sorted({0, small.until}):
-            batches, drawing = _draw(sampler, range(first, first + BATCHES))
+        for full in sorted({job.training.full_share == 1, job.training.full_share > 0}):
+            batches, drawing = _draw(sampler, full=full)
             training = _train(job, plan, batches)
             shape = " x ".join(map(str, batches[-1].image.shape))
             share = drawing / (drawing + training)
@@ -70,14 +69,14 @@ def _jobs(params: Params, task: str) -> dict[str, Job]:
     return jobs
 
 
-def _draw(sampler: PatchSampler, steps: range) -> tuple[list[Batch], float]:
+def _draw(sampler: PatchSampler, *, full: bool) -> tuple[list[Batch], float]:
     """The batches of some steps, and what one takes of the drawing thread, CPU s."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the thread that draws ahead
-    batches = [sampler.batch(step) for step in steps[:_SETTLE]]
+    batches = [sampler.batch(step, full=full) for step in range(_SETTLE)]
     began = time.process_time()
-    batches += [sampler.batch(step) for step in steps[_SETTLE:]]
-    seconds = (time.process_time() - began) / (len(steps) - _SETTLE)
+    batches += [sampler.batch(step, full=full) for step in range(_SETTLE, BATCHES)]
+    seconds = (time.process_time() - began) / (BATCHES - _SETTLE)
     torch.set_num_threads(threads)
     return batches, seconds
 

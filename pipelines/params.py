@@ -14,6 +14,7 @@ from segdistill.params import Count, Positive, Share, Weight, build
 from segdistill.simulation.rendering.knobs import RenderingKnobs
 from segdistill.simulation.simulate import MODALITIES
 from segdistill.sites.prepare import PlanKnobs
+from segdistill.studies.rows import START
 from segdistill.texts import read_yaml_mapping
 from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.knobs import TrainingKnobs
@@ -25,7 +26,12 @@ class TeacherKnobs:
 
     steps: Count
     learning_rate: Positive
+    start: str | None
     ready: str | None
+
+    def __post_init__(self) -> None:
+        if self.start and self.ready:
+            raise ValueError("has start and ready: a teacher is trained or imported. Set one to null")
 
     @property
     def folder(self) -> Path | None:
@@ -130,21 +136,39 @@ def read_params(path: Path) -> Params:
     )
 
 
-#: Knob of a row: a row without a teacher beside it may take as long as one with.
-STEPS_FACTOR = "steps_factor"
+#: Knobs of a row that are none of distillation.
+_OF_A_ROW = ("taught", "to_plateau", "steps_factor", "learning_rates", "rate_of")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the ablation: ``distillation`` is None where there is no teacher at all.
+    """A row of the ablation.
 
     Attributes:
         distillation: what the row's students are taught by.
-        steps_factor: how many times as many steps it takes as the others.
+        taught: whether there is a teacher at all.
+        to_plateau: trained until validation is flat; else in the steps, and the time, of 'start'.
+        steps_factor: of a row to its plateau: how many times the width's steps it takes at most.
+        learning_rates: of a row to its plateau: over the width's; the best on validation is taken.
+        rate_of: of another row: the row to its plateau whose learning rate it has.
     """
 
-    distillation: DistillationKnobs | None
+    distillation: DistillationKnobs
+    taught: bool = True
+    to_plateau: bool = False
     steps_factor: Positive = 1.0
+    learning_rates: tuple[Positive, ...] = (1.0,)
+    rate_of: str = START
+
+    @property
+    def teaching(self) -> DistillationKnobs | None:
+        """What its students are taught by; None without a teacher."""
+        return self.distillation if self.taught else None
+
+    @property
+    def takes_longer(self) -> bool:
+        """Whether a step of it does more than one of a training without a teacher."""
+        return self.taught and self.distillation.has_terms
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,10 @@ class AblationKnobs:
 
     seeds: tuple[int, ...]
     widths: Mapping[str, StudentKnobs]
+    decay_share: Annotated[float, Field(gt=0, lt=1)]
+    patience: Count
+    flat: Weight
+    validate_steps: Count
     distillation: DistillationKnobs
     rows: Mapping[str, Any]
 
@@ -174,19 +202,29 @@ class Studies:
 
 
 def read_studies(path: Path) -> Studies:
-    """Read and check studies/params.yaml, where a row has what it changes of ``distillation``, or null.
+    """Read and check studies/params.yaml, where a row has what it changes of ``distillation``.
 
     Raises:
         SegdistillError: the file is missing; or a key is, or is unknown, or its value makes no sense.
     """
     studies = build(Studies, read_yaml_mapping(path), path)
     usual = asdict(studies.ablation.distillation)
-    rows = {}
+    rows: dict[str, Row] = {}
     for name, changes in studies.ablation.rows.items():
-        own: dict[str, Any] = {"distillation": None}
-        if changes is not None:
-            own = {"distillation": usual | changes}
-            if STEPS_FACTOR in changes:
-                own[STEPS_FACTOR] = own["distillation"].pop(STEPS_FACTOR)
+        if not isinstance(changes, Mapping):
+            raise SegdistillError(f"{path}: ablation.rows.{name} must be what it changes, or {{}}.")
+        own = {key: value for key, value in changes.items() if key in _OF_A_ROW}
+        own["distillation"] = usual | {key: value for key, value in changes.items() if key not in own}
         rows[name] = build(Row, own, path, "ablation", "rows", name)
+    tuned = [name for name, row in rows.items() if row.to_plateau]
+    if START not in tuned:
+        raise SegdistillError(
+            f"{path}: ablation.rows needs {START} with to_plateau: the others take as long as it."
+        )
+    for name, row in rows.items():
+        if row.rate_of not in tuned:
+            raise SegdistillError(
+                f"{path}: ablation.rows.{name}.rate_of is {row.rate_of}; it should be one of "
+                f"{', '.join(tuned)}."
+            )
     return replace(studies, ablation=replace(studies.ablation, rows=rows))

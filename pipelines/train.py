@@ -16,6 +16,7 @@ from segdistill.registry.store import end_run, open_store, start_run
 from segdistill.runtime.plan import Plan
 from segdistill.training.job import Job
 from segdistill.training.launch import run, run_here
+from segdistill.training.schedule import Schedule
 
 
 def main() -> None:
@@ -53,12 +54,15 @@ def main() -> None:
         teacher=args.teacher,
         soft_labels=args.soft_labels,
     )
-    places = dict.fromkeys(("plan", "data", "teacher", "soft_labels", "tracking"))
+    places = dict.fromkeys(("plan", "data", "teacher", "soft_labels", "start", "tracking"))
     record = {key: value for key, value in (job.to_json() | places).items() if value is not None}
     record["network"] = {key: value for key, value in record["network"].items() if value != ()}
     record["git_commit"] = commit_of(Path.cwd())
     if args.teacher:
         record["teacher_sha256"] = read_json(args.teacher / MODEL_JSON)["weights_sha256"]
+    if job.start:
+        start = read_json(Path(job.start) / MODEL_JSON)
+        record["start"] = {key: start[key] for key in ("name", "weights_sha256", "plan_sha256")}
 
     store = open_store(Path.cwd())
     run_id = start_run(
@@ -79,6 +83,7 @@ def main() -> None:
     except BaseException:
         end_run(store, run_id, "FAILED")
         raise
+    record["schedule"] = Schedule.of(job.training, job.steps, history).record()
     write_model(
         args.out,
         network,
@@ -134,6 +139,9 @@ def make_job(
         data=str(data.resolve()),
         teacher=str(teacher.resolve()) if teacher else None,
         soft_labels=str(soft_labels.resolve()) if soft_labels else None,
+        start=str(Path(params.teacher.start).resolve())
+        if role == "teacher" and params.teacher.start
+        else None,
         network=ready_network(ready, params.network) if ready else params.network,
         training=params.training,
         rendering=params.rendering,

@@ -100,9 +100,9 @@ def test_a_value_of_the_wrong_kind_is_named(
     name, path = knob
     body = copy.deepcopy(BODIES[name])
     kind = type(_at(body, path))
-    if path in NAMED or path[-1] in ("overlaps", "seeds", "sites", "students"):
+    if path in NAMED or path[-1] in ("overlaps", "seeds", "sites", "students", "learning_rates"):
         value = 3
-    elif kind is str or path[-1] == "ready":
+    elif kind is str or path[-1] in ("ready", "start"):
         value = [value]
     _at(body, path[:-1])[path[-1]] = value
     assert path[0] in _wrong(name, body, tmp_path)
@@ -111,7 +111,9 @@ def test_a_value_of_the_wrong_kind_is_named(
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("training", "small_share"), 1.5, "training.small_share is 1.5; it should be less than"),
+        (("training", "full_share"), 1.5, "training.full_share is 1.5; it should be less than"),
+        (("training", "full_share"), 0.99, "training has full_share 0.99 above decay_share 0.95"),
+        (("teacher", "start"), 3, "teacher.start is 3; it should be a valid string"),
         (("training", "batch_size"), True, "training.batch_size is true; it should be a valid integer"),
         (("training", "batch_size"), "2", 'training.batch_size is "2"; it should be a valid integer'),
         (("training", "ema"), float("nan"), "training.ema is NaN; it should be a finite number"),

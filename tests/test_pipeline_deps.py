@@ -67,6 +67,7 @@ SAME = {
     "without_teacher": "teacher",
     "without_students": "students",
     "without_soft_labels": "soft_labels",
+    "ablation_soft_labels": "soft_labels",
     "without_export": "export",
 }
 #: What modules read beside code, and the code that they copy: files and folders.

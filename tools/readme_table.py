@@ -7,6 +7,8 @@ from typing import Any
 from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.evaluation.compare import Comparison, read_comparisons
+from segdistill.evaluation.order import out_of_order
+from segdistill.evaluation.summary import training_pace
 from segdistill.family import Figures, read_family
 from segdistill.files import SegdistillError, atomic_path, read_json
 
@@ -25,9 +27,10 @@ PAGES = {
 
 
 def results(reports: Path) -> list[str]:
-    """The lines of the block, from ``family.json``, ``comparisons.json`` and ``unseen.json``."""
+    """The lines of the block, from ``family.json`` and what lies beside it."""
     family = read_family(reports / "family.json")
     comparisons = read_comparisons(reports / "comparisons.json")
+    pace = training_pace(reports / "curves", [member.name for member in family])
     return [
         *family_lines(family),
         "",
@@ -35,6 +38,7 @@ def results(reports: Path) -> list[str]:
         "",
         *comparison_lines(family, comparisons),
         "",
+        *(f"- {line}" for line in out_of_order(family, pace)),
         real_scans_line(read_json(reports / "unseen.json")),
     ]
 

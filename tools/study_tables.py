@@ -18,41 +18,50 @@ MARKERS = {
 
 
 def ablation_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The ablation as a Markdown table, a line per width and row, and what the rule chose.
+    """The ablation as a Markdown table, a line per width, row and budget, and what the rule chose.
 
     Args:
         summary: what ``ablation.json`` holds.
     """
     seeds = len(summary["seeds"])
-    steps = ", ".join(f"{width}: {count}" for width, count in summary["steps"].items())
     lines = [
-        f"Task {summary['task']}, {summary['cases']} validation cases, {seeds} seeds, steps {steps}.",
+        f"Task {summary['task']}, {summary['cases']} validation cases of {summary['subjects']} "
+        f"subjects, {seeds} seeds.",
+        *(
+            [f"**Not finished: {summary['unfinished']} runs are missing, nothing is chosen yet.**"]
+            if summary["unfinished"]
+            else []
+        ),
+        *(f"Left out: {row.replace('_', ' ')}, as {why}." for row, why in summary["left_out"].items()),
         "",
-        "| student | row | val Dice (sd) | minus control | minus start | s a step | in the teacher |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| student | row | steps | min | val Dice (sd) | minus control | minus control until flat | "
+        "minus start |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for line in summary["rows"]:
         spread = "" if line["sd"] is None else f" ({line['sd']:.4f})"
         cells = [
             line["width"],
-            line["row"].replace("_", " "),
+            line["label"],
+            f"{line['steps']:,}",
+            f"{line['minutes']:.1f}",
             f"{line['mean']:.4f}{spread}",
             _difference(line["against_control"]),
+            _difference(line["against_control_plateau"]),
             _difference(line["against_start"]),
-            f"{line['seconds_per_step']:.3f}",
-            f"{line['teacher_share']:.0%}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", f"{summary['rule']} It chooses **{summary['chosen'].replace('_', ' ')}**."]
+    if chosen := summary["chosen"]:
+        lines += ["", f"{summary['rule']} It chooses **{chosen.replace('_', ' ')}**."]
+    return lines
 
 
 def _difference(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return ""
-    error = difference["standard_error"]
-    sure = "" if error is None else f" \N{PLUS-MINUS SIGN} {100 * error:.2f}"
-    better = f"{difference['better']} of {difference['seeds']}"
-    return f"{100 * difference['mean']:+.2f}{sure} ({better})"
+    low, high = difference["low"], difference["high"]
+    sure = "" if low is None else f" ({100 * low:+.2f} to {100 * high:+.2f})"
+    return f"{100 * difference['mean']:+.2f}{sure}"
 
 
 def left_out_lines(sites: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -240,6 +240,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
 def json_bytes(value: Any) -> bytes:
     """``value`` as JSON that is the same bytes for the same value: sorted keys, final newline."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

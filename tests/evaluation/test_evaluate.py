@@ -260,13 +260,17 @@ def test_report_shows_studies_that_are_there(reports, tmp_path):
     page = (reports / "report.html").read_text()
     assert not any(title in page for title in titles)
     shutil.copytree(reports, tmp_path / "reports")
-    difference = {"mean": 0.0123, "standard_error": None, "better": 1, "seeds": 1}
+    difference = {"mean": 0.0123, "low": None, "high": None, "better": 1, "seeds": 1}
     line = {
         "row": "logit",
+        "label": "logit, equal time",
+        "steps": 500,
+        "minutes": 4.2,
         "width": "x4",
         "mean": 0.7654,
         "sd": None,
         "against_control": difference,
+        "against_control_plateau": None,
         "against_start": None,
         "seconds_per_step": 0.5,
         "teacher_share": 0.25,
@@ -274,7 +278,10 @@ def test_report_shows_studies_that_are_there(reports, tmp_path):
     study = {
         "cases": 4,
         "seeds": [1],
-        "steps": {"x4": 500},
+        "subjects": 4,
+        "confidence": 0.95,
+        "unfinished": 0,
+        "left_out": {},
         "rule": "The best row.",
         "chosen": "logit",
         "rows": [line],

@@ -15,7 +15,7 @@ FAMILY = ("prepare", "teacher", "students", "controls")
 
 
 @pytest.mark.slow
-def test_trainings_follow_the_files_of_an_imported_teacher(
+def test_trainings_follow_the_files_of_models_from_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A changed byte prepares and trains again; an unchanged folder, under any name, does not."""
@@ -37,8 +37,8 @@ def test_trainings_follow_the_files_of_an_imported_teacher(
     Path("imported/plan.json").write_text("{}")
     weights.write_bytes(b"one")
 
-    def changed(ready: str | None) -> set[str]:
-        params["teacher"]["ready"] = ready
+    def changed(ready: str | None, start: str | None = None) -> set[str]:
+        params["teacher"] |= {"ready": ready, "start": start}
         Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         with Repo() as repo:
             repo.reproduce(targets=["ready"], single_item=True)
@@ -63,3 +63,13 @@ def test_trainings_follow_the_files_of_an_imported_teacher(
     weights.write_bytes(b"one")
     Path("imported").rename("moved")
     assert changed("moved") == {"ready"}
+    Path("released").mkdir()
+    Path("released/model.json").write_text("{}")
+    assert changed(None, "released") == everything
+    done()
+    assert changed(None, "released") == {"ready"}
+    Path("released/model.json").write_text("{} ")
+    assert changed(None, "released") == {
+        "ready",
+        "teacher",
+    }  # whose weights students and controls follow

@@ -75,7 +75,7 @@ def test_the_ablation_has_no_way_to_a_test_case() -> None:
     deps = STUDIES["ablation"]["deps"]
     data = [path for path in deps if path.split("/")[0] in ("data", "reports", "bundles")]
     assert sorted(data) == [
-        *("data/prepared/${task}", "data/ready/${task}.json", "data/soft_labels/${task}")
+        *("data/prepared/${task}", "data/ready/${task}.json", "data/studies/${task}/soft_labels")
     ]
     assert "sites" not in STUDIES["ablation"]["cmd"]
 

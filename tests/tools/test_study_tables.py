@@ -34,32 +34,45 @@ def test_a_page_without_its_markers_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_ablations_table_shows_differences_and_the_choice() -> None:
-    """A row shows mean and spread, differences in points with error and wins, and the choice."""
+    """A row shows budget, mean and spread, differences in points with intervals, and the choice."""
     line = {
         "row": "region_context",
+        "label": "region context, equal time",
+        "steps": 1500,
+        "minutes": 12.34,
         "width": "x4",
         "mean": 0.76543,
         "sd": 0.0042,
-        "against_control": {"mean": 0.0123, "standard_error": 0.004, "better": 2, "seeds": 3},
+        "against_control": {"mean": 0.0123, "low": 0.004, "high": 0.0206},
+        "against_control_plateau": {"mean": -0.001, "low": None, "high": None},
         "against_start": None,
-        "seconds_per_step": 0.5,
-        "teacher_share": 0.25,
     }
     summary = {
         "task": "toy",
         "cases": 4,
         "seeds": [1, 2, 3],
-        "steps": {"x4": 500},
+        "subjects": 3,
+        "unfinished": 0,
+        "left_out": {"logit_stored": "there are none"},
         "rule": "The best.",
         "chosen": "region_context",
         "rows": [line],
     }
     lines = ablation_lines(summary)
     assert (
-        "| x4 | region context | 0.7654 (0.0042) | +1.23 \N{PLUS-MINUS SIGN} 0.40 (2 of 3) |  "
-        "| 0.500 | 25% |"
+        "| x4 | region context, equal time | 1,500 | 12.3 | 0.7654 (0.0042) | +1.23 (+0.40 to +2.06) "
+        "| -0.10 |  |"
     ) in lines
+    assert "Left out: logit stored, as there are none." in lines
     assert lines[-1] == "The best. It chooses **region context**."
+
+
+def test_an_unfinished_study_says_so() -> None:
+    """With runs missing nothing is chosen, and the table says how many."""
+    summary = {"task": "toy", "cases": 4, "subjects": 4, "seeds": [1], "rule": "The best."}
+    lines = ablation_lines(summary | {"unfinished": 7, "left_out": {}, "chosen": None, "rows": []})
+    assert "**Not finished: 7 runs are missing, nothing is chosen yet.**" in lines
+    assert not any("The best." in line for line in lines)
 
 
 def test_a_site_left_out_shows_an_interval_only_if_it_has_one() -> None:

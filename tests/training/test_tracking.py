@@ -84,7 +84,9 @@ def test_the_record_names_the_commit_of_the_training(
         where = ["--plan", plan, "--data", data, "--out", "models/teacher", "--curves", "curve.csv"]
         monkeypatch.setattr(sys, "argv", ["train", "teacher", "--here", *map(str, where)])
         train_stage.main()
-        return read_json(tmp_path / "models" / "teacher" / "model.json")["training"]["git_commit"]
+        record = read_json(tmp_path / "models" / "teacher" / "model.json")["training"]
+        assert record["schedule"]["steps"] == 1
+        return record["git_commit"]
 
     monkeypatch.chdir(tmp_path)
     assert trained() is None

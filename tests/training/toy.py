@@ -25,7 +25,7 @@ NETWORK = NetworkKnobs(
 )
 TRAINING = TrainingKnobs(
     batch_size=2,
-    small_share=0.0,
+    full_share=1.0,
     small_patch_size=(8, 8, 8),
     small_batch_size=4,
     workers=1,
@@ -38,6 +38,10 @@ TRAINING = TrainingKnobs(
     ema=0.0,
     checkpoint_steps=5,
     validate_steps=1000,
+    warm_up_steps=1,
+    decay_share=0.95,
+    patience=0,
+    flat=0.002,
 )
 DISTILLATION = DistillationKnobs(
     inherit=False,
@@ -46,7 +50,7 @@ DISTILLATION = DistillationKnobs(
     region_weight=0.0,
     context_weight=0.0,
     temperature=2.0,
-    warm_up=0.0,
+    warm_up_steps=0,
 )
 
 
@@ -114,6 +118,7 @@ def toy_job(folder: Path, **changes: Any) -> Job:
         "data": str(data),
         "teacher": None,
         "soft_labels": None,
+        "start": None,
         "network": NETWORK,
         "training": TRAINING,
         "rendering": USUAL,

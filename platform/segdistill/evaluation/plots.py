@@ -368,24 +368,25 @@ def ablation(summary: Mapping[str, Any]) -> Figure:
         summary: what ``ablation.json`` holds.
     """
     widths = summary["widths"]
-    order = [line["row"] for line in summary["overall"]]
+    order = list(dict.fromkeys(line["label"] for line in summary["rows"]))
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 1.2 + 0.34 * len(order)), layout="constrained")
         grid = figure.subplots(1, len(widths), squeeze=False, sharey=True)
         for axes, width in zip(grid.flat, widths, strict=True):
             for line in (line for line in summary["rows"] if line["width"] == width):
-                y = -order.index(line["row"])
-                colour = ROLE_COLOUR["control" if line["row"] == "control" else "student"]
+                y = -order.index(line["label"])
+                colour = ROLE_COLOUR["control" if line["row"].startswith("control") else "student"]
                 axes.scatter(line["scores"], [y] * len(line["scores"]), s=20, color=colour, alpha=0.6)
                 axes.vlines(line["mean"], y - 0.3, y + 0.3, color=colour, linewidth=2)
-            axes.set_title(f"{width}, {summary['steps'][width]} steps", fontsize=9.5)
+            axes.set_title(width, fontsize=9.5)
             axes.grid(axis="x")
             axes.margins(x=0.1)
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
+        chosen = {line["label"] for line in summary["rows"] if line["row"] == summary["chosen"]}
         grid[0, 0].set_yticks(
             [-n for n in range(len(order))],
-            [row.replace("_", " ") + (" *" if row == summary["chosen"] else "") for row in order],
+            [label + (" *" if label in chosen else "") for label in order],
         )
         figure.supxlabel("Dice on the validation split (a dot per seed, a line at the mean)", fontsize=9)
     return figure

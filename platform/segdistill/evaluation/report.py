@@ -16,6 +16,7 @@ import pandas as pd
 
 from segdistill.evaluation.compare import Comparison, read_comparisons
 from segdistill.evaluation.members import width_label
+from segdistill.evaluation.order import out_of_order
 from segdistill.evaluation.score import read_scorecard
 from segdistill.evaluation.summary import (
     site_scores,
@@ -69,6 +70,7 @@ def _context(reports: Path) -> dict[str, Any]:
     timings, memory = (pd.read_csv(reports / name) for name in ("timings.csv", "memory.csv"))
     sites, structures, steps = site_scores(card), structure_scores(card), step_seconds(timings)
     roles = {row.name: row.role for row in table}
+    pace = training_pace(reports / "curves", list(roles))
     return {
         "facts": facts,
         "all_simulated": set(facts["simulated"]) == set(facts["sites"]),
@@ -110,7 +112,8 @@ def _context(reports: Path) -> dict[str, Any]:
         },
         "timed_cases": list(dict.fromkeys(timings["case"])),
         "memory_case": memory["case"].iloc[0],
-        "pace": training_pace(reports / "curves", list(roles)),
+        "pace": pace,
+        "out_of_order": out_of_order(table, pace),
         "ablation": _if_there(reports / ABLATION),
         "unseen": _if_there(reports / UNSEEN),
         "left_out": [read_json(path) for path in visible((reports / LEFT_OUT).glob("*.json"))],

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from segdistill.files import SegdistillError, sha256_of
+from segdistill.files import SegdistillError, digests_of
 from segdistill.runtime.plan import PLAN, Plan
 from segdistill.shown import command
 from segdistill.sites.manifest import Site
@@ -54,8 +54,7 @@ def ready_digests(folder: Path) -> dict[str, str]:
         SegdistillError: no such folder.
     """
     _must_be_there(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    return digests_of(folder)
 
 
 def _must_be_there(folder: Path) -> None:

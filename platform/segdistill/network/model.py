@@ -93,15 +93,25 @@ def read_model(folder: Path, plan: Plan) -> Model:
         SegdistillError: a file is missing or altered, a weight isn't finite, or the model belongs to
             another plan.
     """
-    card = read_json(folder / MODEL_JSON)
-    weights = folder / WEIGHTS
-    if not weights.is_file() or sha256_of(weights) != card["weights_sha256"]:
-        raise SegdistillError(f"{weights}: missing or altered since training. Run 'dvc repro' again.")
-    if card["plan_sha256"] != plan.digest():
+    model = read_any_model(folder)
+    if model.plan_sha256 != plan.digest():
         raise SegdistillError(
             f"{folder / MODEL_JSON}: trained with another plan than the one given. Run 'dvc repro' so "
             "that the whole family is trained with one plan."
         )
+    return model
+
+
+def read_any_model(folder: Path) -> Model:
+    """Read a model, whatever plan it was trained with.
+
+    Raises:
+        SegdistillError: a file is missing or altered, or a weight isn't finite.
+    """
+    card = read_json(folder / MODEL_JSON)
+    weights = folder / WEIGHTS
+    if not weights.is_file() or sha256_of(weights) != card["weights_sha256"]:
+        raise SegdistillError(f"{weights}: missing or altered since training. Run 'dvc repro' again.")
     network = UNet(Architecture.from_json(card["architecture"]))
     own, saved = own_tensors(network), load_file(weights)
     if {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in saved.items()}:

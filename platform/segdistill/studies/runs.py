@@ -1,14 +1,14 @@
-"""Many short trainings: as many at a time as there are cores, each result kept once it is there."""
+"""Many trainings, some of which follow from others' results: each result is kept once it is there."""
 
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from segdistill.training.loop import structure_dice
 from segdistill.training.patches import read_cases
 
 SPLIT = "val"  # the split whose scores a study may look at
+Name = TypeVar("Name", bound=Hashable)
 _SHARES = ("data_share", "teacher_share", "student_share")
 
 
@@ -32,7 +33,10 @@ class Outcome:
         val_dice: mean Dice (structures present, then cases) on the validation split, on the plan's
             grid, in its mode; windows don't overlap.
         structures: Dice by structure, mean over the cases that have it; None where none has.
+        subjects: Dice by validation subject, mean over the subject's cases.
         cases: validation cases.
+        steps: optimiser steps that were taken.
+        learning_rate: the peak.
         seconds_per_step: wall seconds, mean over all steps.
         data_share: share of that time in which the training waited for patches.
         teacher_share: share in which the teacher ran.
@@ -43,7 +47,10 @@ class Outcome:
 
     val_dice: float
     structures: Mapping[str, float | None]
+    subjects: Mapping[str, float]
     cases: int
+    steps: int
+    learning_rate: float
     seconds_per_step: float
     data_share: float
     teacher_share: float
@@ -52,49 +59,63 @@ class Outcome:
 
 
 def run_all(
-    jobs: Sequence[Job],
+    plan: Callable[[Mapping[Name, Outcome]], Mapping[Name, Job]],
     kept: Path,
     *,
     workers: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[Outcome]:
+    changed: Callable[[Mapping[Name, Outcome]], None] = lambda _: None,
+) -> dict[Name, Outcome]:
     """Train every job with the pipeline's own loop, or take the result of an earlier run of it.
 
-    Runs share nothing, so each has one thread and a process to itself: two of them on two cores get
-    further than one on both. A result is written as ``kept/DIGEST.json``, under the digest of all that
-    decides it; a study that was interrupted goes on from there, and its unfinished runs go on from their
-    checkpoints.
+    Runs share nothing, so each has a process and a share of the cores to itself: two of them on two
+    cores get further than one on both. A result is written as ``kept/DIGEST.json``, under the digest of
+    all that decides it; a study that was interrupted goes on from there, and its unfinished runs go on
+    from their checkpoints.
 
     Args:
-        jobs: what to train, in any order.
+        plan: given the outcomes so far, the jobs that are known by then, most urgent first. A job whose
+            name was there before is the same one.
         kept: folder of the results and checkpoints.
         workers: processes; 0: as many as the process may use cores.
         progress: told one line per result.
+        changed: told the outcomes so far whenever there are more.
 
     Returns:
-        The outcomes, in the order of ``jobs``.
+        The outcomes by the names of the plan.
 
     Raises:
         SegdistillError: a training failed. What others have finished stays.
     """
     kept.mkdir(parents=True, exist_ok=True)
-    files = [kept / f"{job.digest()}.json" for job in jobs]
-    waiting = [(job, file) for job, file in zip(jobs, files, strict=True) if not file.is_file()]
-    if len(waiting) < len(jobs):
-        progress(f"{len(jobs) - len(waiting)} of {len(jobs)} are there from an earlier run")
-    began = time.monotonic()
-    with _processes(min(workers or usable_cpus(), max(1, len(waiting)))) as pool:
-        running = {pool.submit(_train, job, file): (job, file) for job, file in waiting}
-        for done, future in enumerate(_results(running), start=1):
-            job, file = running[future]
-            outcome = _read(file)
-            left = (time.monotonic() - began) / done * (len(waiting) - done)
-            progress(
-                f"{len(jobs) - len(waiting) + done} of {len(jobs)}: {job.name}  "
-                f"val Dice {outcome.val_dice:.4f}  {outcome.seconds:.0f} s  "
-                f"about {left / 60:.0f} min left"
-            )
-    return [_read(file) for file in files]
+    workers = workers or usable_cpus()
+    outcomes: dict[Name, Outcome] = {}
+    files: dict[Name, Path] = {}
+    running: dict[Future[None], Name] = {}
+    with _processes(workers) as pool:
+        while True:
+            jobs = plan(outcomes)
+            files |= {
+                name: kept / f"{job.digest()}.json" for name, job in jobs.items() if name not in files
+            }
+            there = [name for name in jobs if name not in outcomes and files[name].is_file()]
+            if there:
+                outcomes |= {name: _read(files[name]) for name in there}
+                changed(outcomes)
+                continue  # more jobs may follow from these
+            waiting = [name for name in jobs if name not in outcomes and name not in running.values()]
+            for name in waiting[: workers - len(running)]:
+                running[pool.submit(_train, jobs[name], files[name])] = name
+            if not running:
+                return outcomes
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                future.result()
+                outcome = _read(files[name])
+                progress(
+                    f"{len(outcomes) + 1} of at least {len(jobs)}: {jobs[name].name}  val Dice "
+                    f"{outcome.val_dice:.4f}  {outcome.steps} steps  {outcome.seconds:.0f} s"
+                )
 
 
 @contextmanager
@@ -109,6 +130,7 @@ def _processes(count: int) -> "Iterator[ProcessPoolExecutor]":
         count,
         mp_context=multiprocessing.get_context("spawn"),  # forking a process with threads may hang
         initializer=_start_worker,
+        initargs=(max(1, usable_cpus() // count),),
     )
     try:
         yield pool
@@ -125,16 +147,10 @@ def _processes(count: int) -> "Iterator[ProcessPoolExecutor]":
                 os.environ[name] = value
 
 
-def _results(running: Mapping[Future[None], Any]) -> Iterator[Future[None]]:
-    for future in as_completed(running):
-        future.result()
-        yield future
-
-
-def _start_worker() -> None:
+def _start_worker(threads: int) -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def _train(job: Job, file: Path) -> None:
@@ -142,18 +158,32 @@ def _train(job: Job, file: Path) -> None:
     began = time.monotonic()
     network, history = run_here(job, file.parent)
     plan = Plan.read(Path(job.plan))
-    dice = structure_dice(network, read_cases(Path(job.data), SPLIT), plan)
+    cases = read_cases(Path(job.data), SPLIT)
+    dice = structure_dice(network, cases, plan)
+    by_case = dict(zip((case.case for case in cases), np.nanmean(dice, axis=1), strict=True))
     outcome = Outcome(
-        val_dice=round(float(np.nanmean(dice, axis=1).mean()), 6),
+        val_dice=round(float(np.mean(list(by_case.values()))), 6),
         structures={
             structure.name: round(float(np.nanmean(own)), 6) if np.isfinite(own).any() else None
             for structure, own in zip(plan.structures, dice.T, strict=True)
         },
+        subjects=_by_subject(Path(job.data), by_case),
         cases=len(dice),
+        steps=history[-1]["step"],
+        learning_rate=job.learning_rate,
         seconds=round(time.monotonic() - began, 1),
         **_pace(history),
     )
     write_json(file, asdict(outcome) | {"job": job.to_json()})
+
+
+def _by_subject(data: Path, by_case: Mapping[str, float]) -> dict[str, float]:
+    """Mean over the cases of a subject, which are no independent ones."""
+    subjects: dict[str, list[float]] = {}
+    for entry in read_json(data / "index.json"):
+        if entry["case"] in by_case:
+            subjects.setdefault(entry["subject"], []).append(by_case[entry["case"]])
+    return {subject: round(float(np.mean(scores)), 6) for subject, scores in subjects.items()}
 
 
 def _pace(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

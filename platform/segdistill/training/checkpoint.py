@@ -32,8 +32,8 @@ class State:
     average: AveragedModel | None
 
 
-def save(folder: Path, state: State, step: int, history: list[dict[str, Any]]) -> None:
-    """Write weights, optimiser moments, step and history into ``folder``."""
+def save(folder: Path, state: State, step: int, steps: int, history: list[dict[str, Any]]) -> None:
+    """Write weights, optimiser moments, step (of at most ``steps``) and history into ``folder``."""
     tensors = {_TRAINED + name: value for name, value in own_tensors(state.trained).items()}
     if state.average is not None:
         tensors |= {_AVERAGE + name: value for name, value in own_tensors(state.average).items()}
@@ -43,7 +43,7 @@ def save(folder: Path, state: State, step: int, history: list[dict[str, Any]]) -
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / _STATE
     )
-    write_json(folder / _PROGRESS, {"step": step, "history": history})
+    write_json(folder / _PROGRESS, {"step": step, "steps": steps, "history": history})
 
 
 def restore(folder: Path, state: State) -> tuple[int, list[dict[str, Any]]]:
@@ -58,7 +58,8 @@ def restore(folder: Path, state: State) -> tuple[int, list[dict[str, Any]]]:
             _, number, key = name.split(".", 2)
             moments.setdefault(int(number), {})[key] = value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
-    return _progress(folder)
+    step, _, history = progress(folder)
+    return step, history
 
 
 def restore_result(folder: Path, network: nn.Module) -> tuple[int, list[dict[str, Any]]]:
@@ -66,7 +67,8 @@ def restore_result(folder: Path, network: nn.Module) -> tuple[int, list[dict[str
     tensors = load_file(folder / _STATE)
     averaged = any(name.startswith(_AVERAGE) for name in tensors)
     _load(network, tensors, f"{_AVERAGE}module." if averaged else f"{_TRAINED}network.")
-    return _progress(folder)
+    step, _, history = progress(folder)
+    return step, history
 
 
 def _load(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
@@ -75,6 +77,7 @@ def _load(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> N
             value.copy_(tensors[prefix + name])
 
 
-def _progress(folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    progress = read_json(folder / _PROGRESS)
-    return int(progress["step"]), list(progress["history"])
+def progress(folder: Path) -> tuple[int, int, list[dict[str, Any]]]:
+    """How far a training has come: the step, the most that it was to take, and the history."""
+    body = read_json(folder / _PROGRESS)
+    return int(body["step"]), int(body["steps"]), list(body["history"])

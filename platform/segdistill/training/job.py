@@ -28,13 +28,14 @@ class Job:
         name: e.g. ``student-x4``.
         role: ``teacher``, ``student`` or ``control``.
         width: channel multiplier.
-        steps: optimiser steps.
+        steps: optimiser steps, at most.
         learning_rate: peak of the schedule.
         seed: start of all randomness.
         plan: path of plan.json.
         data: folder of prepared cases.
         teacher: folder of the teacher's model, for a student; else None.
         soft_labels: folder of the teacher's soft labels, for a student; else None.
+        start: folder of the model whose weights it starts from; None for random ones.
         network: what the architecture is scaled from.
         training: how it is trained.
         rendering: how scans are drawn from label maps.
@@ -52,6 +53,7 @@ class Job:
     data: str
     teacher: str | None
     soft_labels: str | None
+    start: str | None
     network: NetworkKnobs
     training: TrainingKnobs
     rendering: RenderingKnobs
@@ -98,6 +100,7 @@ class Job:
             "plan": Plan.read(Path(self.plan)).digest(),
             "data": [sha256_of(path) for path in sorted(data.iterdir())],
             "teacher": self.teacher and read_json(Path(self.teacher) / MODEL_JSON)["weights_sha256"],
+            "start": self.start and read_json(Path(self.start) / MODEL_JSON)["weights_sha256"],
             "soft_labels": self.soft_labels and read_json(Path(self.soft_labels) / "index.json"),
             "code": [sha256_of(path) for path in sorted(code)],
         }

@@ -43,6 +43,7 @@ CPU_ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
 PROGRESS = "progress.log"  # what the workers say, in the folder of the checkpoints
+KEPT = "constant"  # checkpoint at the end of the constant phase, there too, where more steps may follow
 _FAILURES = 2  # times that lost workers are replaced, from the last checkpoint
 
 
@@ -55,8 +56,9 @@ def run(job: Job, runs: Path) -> "tuple[UNet, list[dict[str, Any]]]":
     Args:
         job: what to train.
         runs: folder for the checkpoints of one task, on storage that every worker sees. This job's are
-            in ``NAME/DIGEST``; they go once the network is in hand. What other jobs of the same name
-            left there is removed.
+            in ``NAME/DIGEST``; they go once the network is in hand, but one where the steps ended the
+            constant phase, from which the same job with more steps goes on. What other jobs of the same
+            name left there is removed.
 
     Returns:
         The trained network and its learning curve.
@@ -130,13 +132,19 @@ def _own_folder(job: Job, runs: Path) -> "Iterator[Path]":
                 f"{own}: a training of this name is running. Wait until it ends, or stop it; then run "
                 "the same command again."
             ) from error
-        folder = own / job.digest()[:16]
+        folder = own / replace(job, steps=0).digest()[:16]  # whatever its steps
         for stale in own.iterdir():
             if stale.is_dir() and stale != folder:
                 shutil.rmtree(stale)
         folder.mkdir(exist_ok=True)
         yield folder
-        shutil.rmtree(folder)
+        for part in folder.iterdir():
+            if part.is_dir() and part.name != KEPT:
+                shutil.rmtree(part)
+            elif part.is_file():
+                part.unlink()
+        if not (folder / KEPT).is_dir():
+            folder.rmdir()
 
 
 @contextmanager

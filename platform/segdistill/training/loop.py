@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segdistill.files import SegdistillError, read_json
+from segdistill.files import SegdistillError
 from segdistill.network.architecture import Architecture
 from segdistill.network.finite import require_finite
 from segdistill.network.model import TorchBackend, read_model
@@ -27,6 +27,7 @@ from segdistill.training.device import has_bf16
 from segdistill.training.distillation.inherit import inherit
 from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.distillation.teaching import FeatureTap, Teaching
+from segdistill.training.index import any_rendered
 from segdistill.training.job import Job
 from segdistill.training.losses import supervised_loss
 from segdistill.training.patches import (
@@ -39,28 +40,30 @@ from segdistill.training.patches import (
     read_cases,
     read_people,
 )
+from segdistill.training.schedule import Phase, Schedule
 from segdistill.training.session import Session
+from segdistill.training.start import start_from
 from segdistill.training.tracking import Tracker
 
 TERMS = ("supervised", "logit", "region", "context")  # of the loss, weights included
 LOG_STEPS = 25  # steps that one row of the learning curve averages
-_WARM_UP = 0.05  # share of the steps in which the learning rate rises
 _INHERIT_BATCHES = 12  # of patches, from which a student's start is worked out
 _CLIP = 12.0  # largest norm of the gradient, as nnU-Net
 
 
 def train(job: Job, session: Session) -> None:
-    """Train to ``job.steps``, going on from the session's last checkpoint if there is one.
+    """Train until the schedule ends, going on from the session's last checkpoint if there is one.
 
     The last checkpoint holds the finished network and the learning curve; :func:`finished` reads it.
 
     Raises:
-        SegdistillError: the loss stopped being a number.
+        SegdistillError: the loss stopped being a number, or the job's start is of another architecture.
     """
     plan = Plan.read(Path(job.plan))
     knobs = job.training
     torch.manual_seed(job.seed)
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out)).to(session.device)
+    small = Small.from_knobs(knobs, plan)
     sampler = PatchSampler(
         training_cases(job),
         plan,
@@ -68,13 +71,16 @@ def train(job: Job, session: Session) -> None:
         foreground_share=knobs.foreground_share,
         flip_left_right=knobs.flip_left_right,
         seed=job.seed,
-        small=Small.from_knobs(knobs, job.steps, plan),
+        small=small,
         people=People(read_people(Path(job.data), session.device), job.rendering),
     )
-    latest = session.latest()
+    latest = _last_checkpoint(job, session)
     teacher = _Teacher.of(job, plan, session, network)
+    if latest is None and job.start:
+        start_from(Path(job.start), network)
     if teacher is not None and teacher.knobs.inherit and latest is None:
-        _inherit(network, teacher.network, sampler, session)
+        first = Schedule.of(knobs, job.steps, [])
+        _inherit(network, teacher.network, sampler, session, full=first.full_from == 0)
     wrapped = session.wrap(network)
     trained = nn.ModuleDict({"network": network})
     if teacher is not None:
@@ -99,13 +105,10 @@ def train(job: Job, session: Session) -> None:
     if start and session.rank == 0:
         session.say(f"{job.name}: goes on after step {start} of {job.steps}")
 
-    steps = range(start, job.steps)
     began = time.perf_counter()
-    for step, batch in zip(
-        steps, ahead(lambda step: sampler.batch(step, session.rank), steps), strict=True
-    ):
+    for step, schedule, batch in _steps(job, start, history, sampler, session):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, job.steps, job.learning_rate)
+            group["lr"] = schedule.rate(step, job.learning_rate)
         batch = batch.to(session.device)
         loaded = time.perf_counter()
         wrapped.train()
@@ -141,22 +144,73 @@ def train(job: Job, session: Session) -> None:
         began = now
 
         done = step + 1
-        last = done == job.steps
-        if done % LOG_STEPS == 0 or last:
-            row = curve.row(done, optimizer.param_groups[0]["lr"])
-            if done % knobs.validate_steps == 0 or last:
-                row["val_dice"] = validate(result, val_cases, plan) if session.rank == 0 else None
+        last = done == schedule.steps
+        turns = done in (schedule.warm_up_until, schedule.constant_until)
+        looked_at = last or done % knobs.validate_steps == 0
+        if done % LOG_STEPS == 0 or turns or looked_at:
+            row = curve.row(done, schedule.phase(step), optimizer.param_groups[0]["lr"])
+            if looked_at:
+                seen = plan
+                if done <= schedule.full_from and not last:
+                    # It never saw more at once than a small patch.
+                    seen = replace(plan, mode="windows", patch_size=small.patch_size)
+                own = validate(result, val_cases, seen) if session.rank == 0 else 0.0
+                row["val_dice"] = session.from_first(own)
             history.append(row)
             tracker.log(row)
-            curve.show(row)
-        if done % knobs.checkpoint_steps == 0 or last:
+            curve.show(row, schedule)
+        # With more steps, the same training would be at this point, too.
+        keep = knobs.patience > 0 and not schedule.flat and done == schedule.constant_until
+        if done % knobs.checkpoint_steps == 0 or keep or last:
             with tempfile.TemporaryDirectory() as name:
                 if session.rank == 0:
-                    checkpoint.save(Path(name), state, done, history)
-                session.report(
-                    {"step": done, "loss": history[-1]["loss"] if history else None}, Path(name)
-                )
+                    checkpoint.save(Path(name), state, done, job.steps, history)
+                metrics = {"step": done, "loss": history[-1]["loss"] if history else None}
+                session.report(metrics, Path(name), keep=keep)
         began = time.perf_counter()  # validating and saving are no part of a step
+
+
+def _steps(
+    job: Job,
+    start: int,
+    history: Sequence[Mapping[str, Any]],
+    sampler: PatchSampler,
+    session: Session,
+) -> Iterator[tuple[int, Schedule, Batch]]:
+    """Every step from ``start`` on, with the schedule and the batch, which is drawn ahead.
+
+    Where a validation may change the schedule, it is worked out again from ``history``, to which the
+    caller has added the validation by then.
+    """
+    while True:
+        schedule = Schedule.of(job.training, job.steps, history)
+        steps = range(start, schedule.known_until(start, job.training))
+        if not steps:
+            return
+
+        def draw(step: int, full_from: int = schedule.full_from) -> Batch:
+            return sampler.batch(step, session.rank, full=step >= full_from)
+
+        for step, batch in zip(steps, ahead(draw, steps), strict=True):
+            yield step, schedule, batch
+        start = steps.stop
+
+
+def _last_checkpoint(job: Job, session: Session) -> Path | None:
+    """The last checkpoint of this training that serves it: its own steps, or what comes before them.
+
+    One of the same job with another number of steps serves up to the end of the constant phase: until
+    then both are one training.
+    """
+    for folder in (session.latest(), session.kept()):
+        if folder is None:
+            continue
+        step, steps, history = checkpoint.progress(folder)
+        theirs, ours = (Schedule.of(job.training, most, history) for most in (steps, job.steps))
+        both = min(theirs.constant_until, ours.constant_until)
+        if theirs == ours or (theirs.warm_up_until == ours.warm_up_until and step <= both):
+            return folder
+    return None
 
 
 def training_cases(job: Job) -> list[TrainingCase]:
@@ -165,16 +219,16 @@ def training_cases(job: Job) -> list[TrainingCase]:
     They are larger than image and label together, so moving them along for nothing would more than
     double the cost of drawing a patch. Unlabelled cases keep the label that they get from them.
     """
-    data = Path(job.data)
-    cases = read_cases(data, "train", soft=Path(job.soft_labels) if job.soft_labels else None)
-    if job.distillation and job.distillation.needs_soft_labels:
-        if any(entry.get("rendered") for entry in read_json(data / "index.json")):
-            raise SegdistillError(
-                f"{job.name}: scans that are rendered while training have no stored soft labels. "
-                "Set distillation.teaching to live."
-            )
-        return cases
-    return [replace(case, soft=None) for case in cases]
+    data, soft = Path(job.data), Path(job.soft_labels) if job.soft_labels else None
+    if not (job.distillation and job.distillation.needs_soft_labels):
+        cases = read_cases(data, "train", soft=soft, soft_of_all=False)
+        return [replace(case, soft=None) for case in cases]
+    if any_rendered(data):
+        raise SegdistillError(
+            f"{job.name}: scans that are rendered while training have no stored soft labels. "
+            "Set distillation.teaching to live."
+        )
+    return read_cases(data, "train", soft=soft)
 
 
 @dataclass(frozen=True)
@@ -214,7 +268,7 @@ class _Teacher:
         has_own = any(True for _ in self.teaching.parameters())
         self._wrapped = session.wrap(self.teaching) if has_own else self.teaching
         self._taps = (FeatureTap(student), FeatureTap(teacher)) if has_own else ()
-        self._from = round(self.knobs.warm_up * job.steps) if self.knobs.has_terms else job.steps
+        self._from = self.knobs.warm_up_steps if self.knobs.has_terms else job.steps
         self._seed = job.seed
 
     def forward(self, batch: Batch, step: int) -> _TeacherPass | None:
@@ -242,9 +296,11 @@ class _Teacher:
         return terms
 
 
-def _inherit(network: UNet, teacher: UNet, sampler: PatchSampler, session: Session) -> None:
+def _inherit(
+    network: UNet, teacher: UNet, sampler: PatchSampler, session: Session, *, full: bool
+) -> None:
     # Patches that no worker trains on, the same ones for all.
-    batches = (sampler.batch(step, session.workers) for step in range(_INHERIT_BATCHES))
+    batches = (sampler.batch(step, session.workers, full=full) for step in range(_INHERIT_BATCHES))
     explained = inherit(network, teacher, [batch.image.to(session.device) for batch in batches])
     worst = min(explained, key=lambda name: explained[name])
     if session.rank == 0:
@@ -264,18 +320,10 @@ def finished(folder: Path, job: Job) -> tuple[UNet, list[dict[str, Any]]]:
     plan = Plan.read(Path(job.plan))
     network = UNet(Architecture.scaled(job.network, job.width, plan.channels_out))
     step, history = checkpoint.restore_result(folder, network)
-    if step != job.steps:
-        raise SegdistillError(f"{folder}: stopped at step {step} of {job.steps}. Run 'dvc repro' again.")
+    if step != (steps := Schedule.of(job.training, job.steps, history).steps):
+        raise SegdistillError(f"{folder}: stopped at step {step} of {steps}. Run 'dvc repro' again.")
     require_finite(own_tensors(network), f"{job.name} after step {step}")
     return network.eval(), history
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """One cycle: up in a line for the first 5% of the steps, then down along a cosine to nearly 0."""
-    warm = max(1, round(_WARM_UP * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * max(1e-3, 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
 def validate(network: UNet, cases: list[TrainingCase], plan: Plan) -> float:
@@ -314,11 +362,12 @@ class _Curve:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
 
-    def row(self, step: int, rate: float) -> dict[str, Any]:
+    def row(self, step: int, phase: Phase, rate: float) -> dict[str, Any]:
         mean = {name: value / self._count for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         return {
             "step": step,
+            "phase": phase,
             "loss": round(sum(mean.get(name, 0.0) for name in TERMS), 6),
             **{name: round(mean.get(name, 0.0), 6) for name in TERMS},
             "val_dice": None,
@@ -330,15 +379,15 @@ class _Curve:
             "student_share": round(1 - (mean["data"] + mean["teacher"]) / mean["total"], 4),
         }
 
-    def show(self, row: Mapping[str, Any]) -> None:
+    def show(self, row: Mapping[str, Any], schedule: Schedule) -> None:
         now = time.perf_counter()
-        done = row["step"] == self._job.steps or row["val_dice"] is not None
+        done = row["val_dice"] is not None
         if self._session.rank or (now - self._last_shown < 10 and not done):
             return
         self._last_shown = now
-        left = (now - self._began) / (row["step"] - self._start) * (self._job.steps - row["step"])
+        left = (now - self._began) / (row["step"] - self._start) * (schedule.steps - row["step"])
         dice = "" if row["val_dice"] is None else f"  val Dice {row['val_dice']:.3f}"
         self._session.say(
-            f"{self._job.name}: step {row['step']} of {self._job.steps}  loss {row['loss']:.3f}{dice}  "
+            f"{self._job.name}: step {row['step']} of {schedule.steps}  loss {row['loss']:.3f}{dice}  "
             f"{row['samples_per_second']:.1f} patches/s  about {left / 60:.0f} min left"
         )

@@ -54,18 +54,16 @@ class Small:
     patches of the last steps decide how much of a scan the network wants to see at once when it serves.
 
     Attributes:
-        until: the step from which patches have the plan's size.
-        patch_size: until then, voxels.
-        batch_size: until then, patches per step and worker.
+        patch_size: voxels.
+        batch_size: patches per step and worker.
     """
 
-    until: int
     patch_size: tuple[int, int, int]
     batch_size: int
 
     @classmethod
-    def from_knobs(cls, knobs: TrainingKnobs, steps: int, plan: Plan) -> "Small":
-        """For a training of so many steps.
+    def from_knobs(cls, knobs: TrainingKnobs, plan: Plan) -> "Small":
+        """As the knobs say.
 
         Raises:
             SegdistillError: the network can't take the size.
@@ -76,7 +74,7 @@ class Small:
                 f"params.yaml: training.small_patch_size is {list(size)}; it needs three multiples of "
                 f"{list(plan.size_divisor)}."
             )
-        return cls(round(knobs.small_share * steps), size, knobs.small_batch_size)
+        return cls(size, knobs.small_batch_size)
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,12 @@ class Batch:
 
 
 def read_cases(
-    folder: Path, split: str, *, soft: Path | None = None, unlabelled: bool = False
+    folder: Path,
+    split: str,
+    *,
+    soft: Path | None = None,
+    soft_of_all: bool = True,
+    unlabelled: bool = False,
 ) -> list[TrainingCase]:
     """The prepared cases of one split, in the order of the index.
 
@@ -112,6 +115,7 @@ def read_cases(
         split: ``train`` or ``val``.
         soft: folder of the teacher's soft labels. With it, unlabelled cases come too: the teacher
             labels them.
+        soft_of_all: every case has soft labels, not the unlabelled ones alone.
         unlabelled: also give unlabelled cases when there are no soft labels yet; their label is all
             background.
 
@@ -131,7 +135,15 @@ def read_cases(
         raise SegdistillError(
             f"{folder}: no case in split {split!r}. Check 'split' of the sites and run 'dvc repro'."
         )
-    return [_read_case(folder, entry["case"], entry["labelled"], soft) for entry in entries]
+    return [
+        _read_case(
+            folder,
+            entry["case"],
+            entry["labelled"],
+            soft if soft_of_all or not entry["labelled"] else None,
+        )
+        for entry in entries
+    ]
 
 
 def read_people(folder: Path, device: torch.device) -> list[LabelMap]:
@@ -161,7 +173,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 class PatchSampler:
-    """Draws batches of augmented patches, of the plan's size once the ``small`` ones are over.
+    """Draws batches of augmented patches, of the plan's size or ``small`` ones.
 
     A share of the patches is centred on a voxel of a structure, each structure of the case equally
     often, so that hippocampus is met as often as cortex; the others lie anywhere.
@@ -201,14 +213,14 @@ class PatchSampler:
             self._find_centres(case, plan.channels_out, number) for number, case in enumerate(cases)
         ]
 
-    def batch(self, step: int, worker: int = 0) -> Batch:
-        """The batch of one step of one worker.
+    def batch(self, step: int, worker: int = 0, *, full: bool = True) -> Batch:
+        """The batch of one step of one worker: full patches, else small ones.
 
-        It depends on nothing but seed, step and worker, so a training that goes on from a checkpoint
-        sees what it would have seen.
+        It depends on nothing but seed, step, worker and their size, so a training that goes on from a
+        checkpoint sees what it would have seen.
         """
         size, count = self._plan.patch_size, self._batch_size
-        if self._small and step < self._small.until:
+        if self._small and not full:
             size, count = self._small.patch_size, self._small.batch_size
         random = np.random.default_rng([self._seed, step, worker])
         patches = [self._patch(size, random, alone=count == 1) for _ in range(count)]

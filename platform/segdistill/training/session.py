@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from segdistill.files import atomic_folder
-from segdistill.training.launch import PROGRESS
+from segdistill.training.launch import KEPT, PROGRESS
 
 
 class Session(Protocol):
@@ -28,8 +28,17 @@ class Session(Protocol):
     def say(self, line: str) -> None:
         """Show a line of progress to whoever started the training."""
 
-    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
-        """Hand in a checkpoint folder (only worker 0 fills it); every worker calls this."""
+    def kept(self) -> Path | None:
+        """Folder of the checkpoint that an earlier run of this training kept, if there is one."""
+
+    def from_first(self, value: float) -> float:
+        """Worker 0's value, for all; every worker calls this."""
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path, *, keep: bool = False) -> None:
+        """Hand in a checkpoint folder (only worker 0 fills it); every worker calls this.
+
+        ``keep``: it stays when the run is over, for one with more steps to go on from.
+        """
 
 
 class LocalSession:
@@ -43,7 +52,7 @@ class LocalSession:
     workers = 1
 
     def __init__(self, folder: Path) -> None:
-        self._checkpoint = folder / "checkpoint"
+        self._checkpoint, self._kept = folder / "checkpoint", folder / KEPT
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -54,14 +63,27 @@ class LocalSession:
         """See :class:`Session`."""
         return self._checkpoint if self._checkpoint.is_dir() else None
 
+    def kept(self) -> Path | None:
+        """See :class:`Session`."""
+        return self._kept if self._kept.is_dir() else None
+
+    def from_first(self, value: float) -> float:
+        """See :class:`Session`."""
+        if self.workers == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(shared, src=0)
+        return float(shared)
+
     def say(self, line: str) -> None:
         """See :class:`Session`."""
         print(line, flush=True)  # noqa: T201 - progress is what a person watches a training for
 
-    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path, *, keep: bool = False) -> None:
         """See :class:`Session`."""
-        with atomic_folder(self._checkpoint) as partial:
-            shutil.copytree(checkpoint, partial, dirs_exist_ok=True)
+        for folder in (self._kept, self._checkpoint) if keep else (self._checkpoint,):
+            with atomic_folder(folder) as partial:
+                shutil.copytree(checkpoint, partial, dirs_exist_ok=True)
 
 
 class RaySession(LocalSession):
@@ -93,10 +115,10 @@ class RaySession(LocalSession):
         with self._progress.open("a") as stream:
             stream.write(line + "\n")
 
-    def report(self, metrics: Mapping[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: Path, *, keep: bool = False) -> None:
         """See :class:`Session`."""
         import ray.train
 
         if self.rank == 0:
-            super().report(metrics, checkpoint)
+            super().report(metrics, checkpoint, keep=keep)
         ray.train.report(dict(metrics))  # and wait for one another

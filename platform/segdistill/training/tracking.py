@@ -47,7 +47,7 @@ class Tracker:
         metrics = [
             Metric(name, float(value), now, row["step"])
             for name, value in row.items()
-            if name != "step" and value is not None
+            if name != "step" and isinstance(value, int | float)
         ]
         try:
             self._client.log_batch(self._run_id, metrics=metrics)

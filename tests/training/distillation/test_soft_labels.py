@@ -1,4 +1,6 @@
-from dataclasses import replace
+import shutil
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import soft_labels as stage
 from segdistill.files import SegdistillError, read_json, write_json
 from segdistill.network.model import read_model, write_model
 from segdistill.runtime.plan import Plan
@@ -15,6 +18,7 @@ from segdistill.training.distillation.soft_labels import compress, expand, write
 from segdistill.training.launch import run_here
 from segdistill.training.loop import training_cases
 from segdistill.training.patches import PatchSampler, read_cases
+from tests.knobs import write_params
 from tests.training.toy import DISTILLATION, toy_job
 
 
@@ -159,6 +163,63 @@ def test_a_student_learns_a_site_without_labels_from_its_teacher(taught: Path, t
     _, history = run_here(job, tmp_path / "runs")
     assert history[-1]["val_dice"] > 0.6
     assert history[-1]["teacher_share"] < 0.05
+
+
+def _stage(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["soft_labels", *arguments])
+    stage.main()
+
+
+@pytest.mark.parametrize(
+    ("change", "unlabelled", "needed"),
+    [
+        ({}, False, False),
+        ({"logit_weight": 1.0, "teaching": "live"}, False, False),
+        ({"logit_weight": 1.0}, False, True),
+        ({}, True, True),
+    ],
+    ids=["no term", "live", "a stored term", "unlabelled"],
+)
+def test_the_stage_runs_the_teacher_only_if_a_student_needs_it(
+    taught: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Any,
+    unlabelled: bool,
+    needed: bool,
+) -> None:
+    """Without a stored term and without unlabelled cases it leaves an index of none, teacher or not."""
+    index = read_json(taught / "data" / "index.json")
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (taught / "data").glob("*.npy"):
+        (data / path.name).symlink_to(path)
+    write_json(data / "index.json", index if unlabelled else index[1:])
+    usual = asdict(replace(DISTILLATION, teaching="stored", logit_weight=0.0))
+    params = write_params(tmp_path / "params.yaml", distillation=usual | change)
+    where = ["--plan", taught / "plan.json", "--data", data, "--out", tmp_path / "soft"]
+    teacher = taught / "teacher" if needed else tmp_path / "no teacher"
+    arguments = [*where, "--params", params, "--teacher", teacher]
+    _stage([str(argument) for argument in arguments], monkeypatch)
+    cases = (6 if unlabelled else 5) if needed else 0
+    assert read_json(tmp_path / "soft" / "index.json")["cases"] == cases
+    assert len(list((tmp_path / "soft").glob("*.soft.npy"))) == cases
+
+
+def test_a_student_without_stored_terms_needs_no_soft_labels(taught: Path, tmp_path: Path) -> None:
+    """With an empty folder of soft labels its cases are the labelled ones."""
+    data = tmp_path / "data"
+    shutil.copytree(taught / "data", data)
+    write_json(data / "index.json", read_json(data / "index.json")[1:])
+    soft = tmp_path / "soft"
+    soft.mkdir()
+    job = toy_job(
+        taught, role="student", data=str(data), soft_labels=str(soft), distillation=DISTILLATION
+    )
+    assert [case.soft for case in training_cases(job)] == [None] * 5
+    stored = replace(job, distillation=replace(DISTILLATION, teaching="stored"))
+    with pytest.raises(SegdistillError, match="no soft labels of this case"):
+        training_cases(stored)
 
 
 def test_missing_soft_labels_are_named(taught: Path, tmp_path: Path) -> None:

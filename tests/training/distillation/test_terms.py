@@ -124,7 +124,10 @@ def test_projections_are_all_that_distillation_trains_beside_the_student() -> No
         ({"teaching": "stored", "region_weight": 1.0}, "set teaching to live"),
         ({"teaching": "loud"}, r"distillation\.teaching is \"loud\"; it should be 'stored' or 'live'"),
         ({"temperature": 0.0}, r"distillation\.temperature is 0\.0; it should be greater than 0"),
-        ({"warm_up": 1.5}, r"distillation\.warm_up is 1\.5; it should be less than or equal to 1"),
+        (
+            {"warm_up_steps": -1},
+            r"distillation\.warm_up_steps is -1; it should be greater than or equal to 0",
+        ),
         ({"logit_weight": -1.0}, r"distillation\.logit_weight is -1\.0"),
         ({"kd_weight": 1.0}, r"distillation\.kd_weight is no knob"),
     ],

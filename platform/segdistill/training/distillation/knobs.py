@@ -1,9 +1,11 @@
 """The knobs of distillation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from segdistill.params import Positive, Share, Weight
+from pydantic import Field
+
+from segdistill.params import Positive, Weight
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class DistillationKnobs:
         region_weight: of the term in ``region.py``; needs ``live``.
         context_weight: of the term in ``context.py``; needs ``live``.
         temperature: softens both networks' classes in the logit term.
-        warm_up: share of a student's steps before the distillation terms enter its loss.
+        warm_up_steps: of a student, before the distillation terms enter its loss.
     """
 
     inherit: bool
@@ -28,7 +30,7 @@ class DistillationKnobs:
     region_weight: Weight
     context_weight: Weight
     temperature: Positive
-    warm_up: Share
+    warm_up_steps: Annotated[int, Field(ge=0)]
 
     def __post_init__(self) -> None:
         if self.teaching == "stored" and (self.region_weight or self.context_weight):
