@@ -3,15 +3,20 @@
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segdistill.files import SegdistillError, read_json, subfolders
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.setting import Setting
+from segdistill.texts import read_yaml_mapping
 from segdistill.tuning.choice import chosen
+
+if TYPE_CHECKING:
+    from segdistill.dicom_results import StructureCode
 
 RECORD = "served.json"
 TUNING = "tuning.json"
+PROTOCOL = "protocol.yaml"
 # BentoML adds a file of its own to a model; the sealed bundle lies beside it.
 BUNDLE = "bundle"
 HERE = Path(__file__).resolve().parent
@@ -104,6 +109,23 @@ def find_setting(served: Served, bundle: Bundle) -> tuple[Setting, str]:
     if served.threads:
         setting = replace(setting, threads=served.threads)
     return setting, why
+
+
+def find_codes(served: Served, bundle: Bundle) -> "dict[str, StructureCode]":
+    """The code and colour of every structure in DICOM results, by name.
+
+    A bento carries the task's label protocol beside its record. Where a task has none, or the bundle is
+    of another protocol, codes are made from the structures' names.
+
+    Raises:
+        SegdistillError: the protocol's codes aren't codes.
+    """
+    from segdistill.dicom_results import structure_codes  # highdicom, which not every answer needs
+
+    path = HERE / PROTOCOL
+    if not (HERE / RECORD).exists():
+        path = HERE.parent / "platform" / "segdistill" / "sites" / "protocols" / f"{served.task}.yaml"
+    return structure_codes(bundle.plan, read_yaml_mapping(path) if path.is_file() else None, str(path))
 
 
 def verified(served: Served, folder: Path) -> Bundle:

@@ -338,6 +338,8 @@ NOT_IMPORTED = {
     "dvc": "run as a program by 'dvc repro'",
     "uv": "run by 'bentoml build'",
     "import-linter": "run as lint-imports",
+    "dcmqi": "run as a program, to read DICOM results",
+    "dicom3tools": "run as a program, dciodvfy",
     "mypy": "run as a program",
     "pre-commit": "run as a program",
     "ruff": "run as a program",

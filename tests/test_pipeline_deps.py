@@ -81,6 +81,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "segdistill.sites.unseen": ("platform/segdistill/sites/unseen_scans/{task}.yaml",),
     "serving.packaging.bento": (
         "serving/requirements.txt",
+        "platform/segdistill/sites/protocols/{task}.yaml",
         *(f"platform/segdistill/{name}" for name in LIBRARY),
         *(f"serving/{name}" for name in SERVICE),
     ),

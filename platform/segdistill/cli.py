@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -303,6 +304,45 @@ def export_nnunet_model(
         typer.echo("note: nnU-Net numbers the labels 1, 2, 3, ... in the plan's order, see dataset.json")
     for difference in done.differences:
         typer.echo(f"note: close, not exact: {difference}")
+
+
+@app.command("dicom")
+def dicom_results(
+    series: Annotated[Path, typer.Argument(metavar="SERIES", help="Folder with the DICOM series.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Its label map, .nii or .nii.gz.")],
+    model: Annotated[
+        Path, typer.Option(metavar="BUNDLE", help="Folder of the bundle that made the label map.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where seg.dcm and sr.dcm go.")],
+    version: Annotated[
+        str | None, typer.Option(help="The model's version; by default the start of its digest.")
+    ] = None,
+    labelmap: Annotated[
+        bool, typer.Option("--labelmap", help="A LABELMAP segmentation, small, in place of BINARY.")
+    ] = False,
+    at: Annotated[
+        datetime | None,
+        typer.Option(metavar="TIME", help="Date and time of the content, 2026-01-31T12:00:00; or now."),
+    ] = None,
+) -> None:
+    """Write a label map of a DICOM series as DICOM SEG, its volumes as SR."""
+    from segdistill.dicom_results.files import results_of_files
+    from segdistill.runtime.bundle import Bundle
+    from segdistill.sites.protocol import PROTOCOLS
+
+    results = results_of_files(
+        series,
+        labels,
+        Bundle.read(model),
+        PROTOCOLS,
+        version=version,
+        when=at or datetime.now().astimezone(),
+        kind="LABELMAP" if labelmap else "BINARY",
+    )
+    for path in results.write(out):
+        typer.echo(f"{shown(path)}: {path.stat().st_size:,} bytes")
+    if results.seg is None:
+        typer.echo("note: no structure was found, so there is no segmentation")
 
 
 if __name__ == "__main__":

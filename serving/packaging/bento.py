@@ -15,12 +15,15 @@ from segdistill import telemetry
 from segdistill.files import SegdistillError, json_bytes, read_json, sha256_of, write_json
 from segdistill.registry.champion import Champion, fetch_bundle, resolve
 from segdistill.registry.store import RegistryError
-from serving.contract import BUNDLE, RECORD, TUNING, Served, bento_home
+from serving.contract import BUNDLE, PROTOCOL, RECORD, TUNING, Served, bento_home
 
 SERVING = Path(__file__).resolve().parents[1]
 SOURCES = SERVING.parent / "platform" / "segdistill"
 # What the service needs of the library and of the room 'serving', and no more.
-LIBRARY = ("__init__.py", "files.py", "overlap.py", "telemetry.py", "volume", "runtime", "tuning")
+LIBRARY = (
+    *("__init__.py", "files.py", "overlap.py", "shown.py", "telemetry.py", "texts.py"),
+    *("volume", "runtime", "tuning", "dicom_results"),
+)
 SERVICE = ("__init__.py", "contract.py", "service")
 
 
@@ -127,6 +130,9 @@ def _write_context(context: Path, served: Served, tuning: Path | None) -> None:
                 shutil.copyfile(source, target)
     shutil.copyfile(SERVING / "requirements.txt", context / "requirements.txt")
     write_json(context / "serving" / RECORD, served.to_json())
+    protocol = SOURCES / "sites" / "protocols" / f"{served.task}.yaml"
+    if protocol.is_file():
+        shutil.copyfile(protocol, context / "serving" / PROTOCOL)
     if tuning is not None:
         shutil.copyfile(tuning, context / "serving" / TUNING)
     requirements = (context / "requirements.txt").read_text().splitlines()

@@ -48,6 +48,14 @@ def test_the_bento_serves_from_an_empty_environment(packaged: Path, tmp_path: Pa
     }
     slim = [python, "-m", "bentoml"]
     subprocess.run([*slim, "import", str(away)], env=outside, cwd=tmp_path, check=True)
+    sources = tmp_path / "home" / "bentos" / name / version / "src"
+    assert (sources / "serving" / "protocol.yaml").is_file()
+    codes = subprocess.run(
+        [python, "-c", "from serving.contract import find_codes, find_served, verified; "
+         "served, folder = find_served(); print(find_codes(served, verified(served, folder)))"],
+        env=outside, cwd=sources, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "99SEGDISTILL" in codes  # the small family's protocol is no task's
     port = free_port()
     command = [*slim, "serve", receipt["bento"], "--port", str(port)]
     ball_file(tmp_path / "scan.nii.gz")

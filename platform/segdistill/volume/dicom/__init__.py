@@ -1,4 +1,4 @@
-"""Reading one DICOM series, single-frame slices below a folder, as a volume."""
+"""Reading one DICOM series, slices or one enhanced file below a folder, as a volume."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def read_dicom_series(folder: Path) -> Volume:
         VolumeError: no slice or a single one, several series, a damaged file or what isn't an image,
             slices that differ in size, orientation or voxel size, two slices at one place, a missing
             slice, a slice that isn't where the line through all of them puts it, acquisitions that
-            take turns, a tilted gantry, several frames in one file, colour, inverted grey, pixels that
+            take turns, a tilted gantry, frames without a place, colour, inverted grey, pixels that
             can't be decoded, a CT without its HU scale, what
             :func:`~segdistill.volume.check_volume` refuses, or an environment without the decoders.
     """
-    try:  # here, and not above: the service's environment has no DICOM libraries
+    try:  # here, and not above: files of other formats need no DICOM libraries
         from segdistill.volume.dicom.series import read_series
     except ModuleNotFoundError as error:
         raise VolumeError(

@@ -1,5 +1,6 @@
-"""The intensities of one slice, decompressed and scaled."""
+"""The intensities of slices, decompressed and scaled."""
 
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 
 import jpeg_ls
@@ -24,7 +25,7 @@ from pydicom.uid import (
     JPEGLSTransferSyntaxes,
 )
 
-from segdistill.volume.dicom.slices import Slice
+from segdistill.volume.dicom.slices import Slice, frame_header
 from segdistill.volume.grid import VolumeError, reason
 
 _JPEG = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
@@ -79,37 +80,45 @@ for _uid in DECODER_DEPENDENCIES:
     get_decoder(_uid).add_plugin("segdistill", (__name__, _decode.__name__))
 
 
-def read_pixels(one: Slice) -> NDArray[np.float32]:
-    """The slice's values, (rows, columns), with slope and intercept or look-up table applied.
+def read_pixels(slices: Sequence[Slice]) -> Iterator[NDArray[np.float32]]:
+    """The values of a file's slices, each (rows, columns), with slope and intercept or table applied.
+
+    Args:
+        slices: all of one file, in the order in which their values are wanted.
 
     Raises:
         VolumeError: no pixels, a compression without a decoder, damaged ones, or not of the header's
             size.
     """
+    path = slices[0].path
     how, again = "pixels", "Export or copy it again."
     try:
-        data = pydicom.dcmread(one.path, force=True)
+        data = pydicom.dcmread(path, force=True)
         syntax = _named_syntax(data)
         how = f"{syntax.name} pixels"
         if syntax.is_compressed:
             again = "Export the series again, uncompressed (explicit VR little endian)."
         if syntax in (JPEG2000, JPEG2000Lossless):
-            with Image.open(BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
-                _check_size((frame.height, frame.width), one.shape)
+            for one in slices:
+                body = get_frame(data.PixelData, one.frame or 0, number_of_frames=len(slices))
+                with Image.open(BytesIO(body)) as frame:
+                    _check_size((frame.height, frame.width), one.shape)
         data.pixel_array_options(decoding_plugin=_PLUGINS.get(syntax, ""))
         stored = data.pixel_array
         # A native frame shorter than the header says is refused by pydicom, a longer one isn't.
         if not data["PixelData"].is_undefined_length and len(data.PixelData) >= 2 * stored.nbytes:
             raise ValueError(f"{len(data.PixelData)} bytes of pixels, {stored.nbytes} in the header")
-        _check_size(stored.shape, one.shape)
-        for name, none in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
-            if data.get(name) in (None, ""):
-                setattr(data, name, none)  # pydicom scales only where both are given
-        return np.asarray(apply_modality_lut(stored, data), np.float32)
+        for one in slices:
+            # Of one frame, pydicom leaves the frames' axis out.
+            values = stored if len(slices) == 1 else stored[one.frame]
+            _check_size(values.shape, one.shape)
+            header = frame_header(data, one.frame)
+            for name, none in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+                if header.get(name) in (None, ""):
+                    setattr(header, name, none)  # pydicom scales only where both are given
+            yield np.asarray(apply_modality_lut(values, header), np.float32)
     except Exception as error:  # no pixels, no decoder, damaged compression, a scale that is no number
-        raise VolumeError(
-            f"{one.path}: the {how} can't be decoded ({reason(error)}). {again}"
-        ) from error
+        raise VolumeError(f"{path}: the {how} can't be decoded ({reason(error)}). {again}") from error
 
 
 def _check_size(found: tuple[int, ...], expected: tuple[int, int]) -> None:

@@ -1,4 +1,7 @@
-"""One slice of a series: what its header says about its place, its size and its values."""
+"""One slice of a series: what its header says about its place, its size and its values.
+
+A file is one slice, or, in enhanced DICOM, one slice a frame.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import (
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -18,26 +22,33 @@ from pydicom.uid import (
 from segdistill.volume.grid import VolumeError, reason
 
 _NEEDED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
-# What tells the acquisitions of a series apart that are no volume together.
+# What tells the acquisitions of a series apart that are no volume together; below, as frames say it.
 _ACQUISITION = (
     "AcquisitionNumber",
     "TemporalPositionIdentifier",
     "EchoTime",
     "ImageType",
     "ConvolutionKernel",
+    "FrameAcquisitionNumber",
+    "TemporalPositionIndex",
+    "EffectiveEchoTime",
+    "FrameType",
 )
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SCALE = ("RescaleIntercept", "RescaleType", "ModalityLUTSequence")
 _PIXELS = ("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "LossyImageCompression")
-_READ = ("SeriesInstanceUID", "Modality", *_NEEDED, *_ACQUISITION, *_SCALE, *_PIXELS)
+_READ = ("SeriesInstanceUID", "Modality", *_NEEDED, *_ACQUISITION, *_SCALE, *_PIXELS, *_GROUPS)
+_GROUP_TAGS = tuple(Tag(name) for name in _GROUPS)
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """A grey single-frame slice with a place in the patient.
+    """A grey slice with a place in the patient.
 
     Attributes:
         path: its file.
+        frame: which frame of an enhanced file it is, from 0 on; None: the file's only slice.
         series: SeriesInstanceUID.
         modality: e.g. ``CT``.
         shape: rows, columns.
@@ -49,6 +60,7 @@ class Slice:
     """
 
     path: Path
+    frame: int | None
     series: str
     modality: str
     shape: tuple[int, int]
@@ -63,17 +75,48 @@ def read_slices(paths: Sequence[Path]) -> list[Slice]:
     """Read the headers of all files; a DICOMDIR, which only lists others, is left out.
 
     Raises:
-        VolumeError: a file is damaged, or not a grey single-frame slice with a place in the patient.
+        VolumeError: a file is damaged, or not a grey slice, or frames, with a place in the patient.
     """
-    return [found for path in paths if (found := _read(path)) is not None]
+    return [one for path in paths for one in _read(path)]
 
 
-def _read(path: Path) -> Slice | None:
+def frame_header(header: Dataset, frame: int | None) -> Dataset:
+    """What an enhanced file says of one frame, as the header of a file with that slice alone.
+
+    The attributes of the functional groups (PS3.3 C.7.6.16), shared ones and then the frame's own, are
+    lifted out of their sequences.
+
+    Args:
+        header: of the file, its pixels aside.
+        frame: from 0 on; None: of a file with a single slice, which is given back.
+    """
+    if frame is None:
+        return header
+    flat = Dataset()
+    flat.file_meta = header.file_meta
+    flat.update({tag: element for tag, element in header.items() if element.tag not in _GROUP_TAGS})
+    shared, own = (header.get(name) for name in _GROUPS)
+    for groups in (*(shared or ())[:1], own[frame]):
+        for group in groups:
+            if group.VR == "SQ" and len(group.value) == 1:
+                flat.update(group.value[0])
+    return flat
+
+
+def _read(path: Path) -> list[Slice]:
     try:
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_READ))
         if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-            return None
-        return _slice(path, header)
+            return []
+        if "PerFrameFunctionalGroupsSequence" not in header:
+            return [_slice(path, header, None)]
+        frames = len(header.PerFrameFunctionalGroupsSequence)
+        if frames != header.get("NumberOfFrames"):
+            raise VolumeError(
+                f"{path}: {header.get('NumberOfFrames')} frames, {frames} of them with a place. Export "
+                "it again."
+            )
+        return [_slice(path, frame_header(header, frame), frame) for frame in range(frames)]
     except VolumeError:
         raise
     except Exception as error:  # whatever the parser stumbles over, at once or when a value is asked for
@@ -83,15 +126,17 @@ def _read(path: Path) -> Slice | None:
         ) from error
 
 
-def _slice(path: Path, header: Dataset) -> Slice:
+def _slice(path: Path, header: Dataset, frame: int | None) -> Slice:
     if not any(name in header for name in _READ):
         raise VolumeError(
             f"{path}: nothing can be read in it, as after an interrupted copy. Copy it again, or take "
             "it out of the folder."
         )
-    if _given(header, "NumberOfFrames") and _numbers(path, header, "NumberOfFrames", 1) > 1:
+    several = _given(header, "NumberOfFrames") and _numbers(path, header, "NumberOfFrames", 1) > 1
+    if several and frame is None:
         raise VolumeError(
-            f"{path}: several frames in one file (enhanced DICOM). Export the series as single slices."
+            f"{path}: several frames in one file, without their places. Export the series as single "
+            "slices, or as enhanced DICOM."
         )
     missing = [name for name in _NEEDED if not _given(header, name)]
     if missing:
@@ -105,8 +150,8 @@ def _slice(path: Path, header: Dataset) -> Slice:
             f"{path}: inverted grey (MONOCHROME1), bright and dark are exchanged. Export the series as "
             "MONOCHROME2."
         )
-    several = _given(header, "SamplesPerPixel") and _numbers(path, header, "SamplesPerPixel", 1) != 1
-    if shown != "MONOCHROME2" or several:
+    colours = _given(header, "SamplesPerPixel") and _numbers(path, header, "SamplesPerPixel", 1) != 1
+    if shown != "MONOCHROME2" or colours:
         raise VolumeError(f"{path}: a colour image ({shown[:16]}). Export the grey-scale series.")
     modality = str(header.get("Modality") or "")
     if modality == "CT":
@@ -124,6 +169,7 @@ def _slice(path: Path, header: Dataset) -> Slice:
     syntax = header.file_meta.get("TransferSyntaxUID")
     return Slice(
         path=path,
+        frame=frame,
         series=str(header.get("SeriesInstanceUID") or ""),
         modality=modality,
         shape=(rows, columns),

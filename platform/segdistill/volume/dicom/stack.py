@@ -64,6 +64,12 @@ def stack(folder: Path, slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[n
 
 
 def _check_one_series(folder: Path, slices: Sequence[Slice]) -> None:
+    files = {one.path for one in slices}
+    if len(files) > 1 and any(one.frame is not None for one in slices):
+        raise VolumeError(
+            f"{folder}: {len(files)} files, and several frames in one of them. Give every file of an "
+            "enhanced series a folder of its own."
+        )
     series = Counter(one.series for one in slices)
     if len(series) > 1:
         first = {one.series: one.path.relative_to(folder) for one in reversed(slices)}
@@ -115,7 +121,7 @@ def _check_distinct(
     if gaps[closest] <= tolerance:
         raise VolumeError(
             f"{folder}: {_named(folder, *slices[closest : closest + 2])} are at one place. Several "
-            "phases, echoes or copies are in the folder; leave one."
+            "phases, echoes or copies are in the folder; export one."
         )
 
 
@@ -161,4 +167,7 @@ def _off_the_line(
 
 
 def _named(folder: Path, *slices: Slice) -> str:
-    return " and ".join(str(one.path.relative_to(folder)) for one in slices)
+    return " and ".join(
+        str(one.path.relative_to(folder)) + ("" if one.frame is None else f" (frame {one.frame + 1})")
+        for one in slices
+    )
