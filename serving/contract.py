@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError, read_json, subfolders
+from segdistill.released import released_bundles
 from segdistill.runtime.bundle import Bundle, digest
-from segdistill.runtime.released import released_bundles
 from segdistill.runtime.setting import Setting
 from segdistill.tuning.choice import chosen
 

@@ -243,7 +243,7 @@ def segment(
     can't be segmented is named at the end, and the others are done.
     """
     from segdistill.batch.run import open_segmentator, plan_work, rows_of, segment_all, unfinished
-    from segdistill.runtime.released import released_bundle
+    from segdistill.released import released_bundle
 
     work = plan_work(scans, out, pictures=pictures, table=volumes)
     segmentator = open_segmentator(model or released_bundle(task), threads, tuning)

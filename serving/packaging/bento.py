@@ -20,7 +20,10 @@ from serving.contract import BUNDLE, RECORD, TUNING, Served, bento_home
 SERVING = Path(__file__).resolve().parents[1]
 SOURCES = SERVING.parent / "platform" / "segdistill"
 # What the service needs of the library and of the room 'serving', and no more.
-LIBRARY = ("__init__.py", "files.py", "overlap.py", "telemetry.py", "volume", "runtime", "tuning")
+LIBRARY = (
+    *("__init__.py", "files.py", "overlap.py", "released.py", "telemetry.py"),
+    *("volume", "runtime", "tuning"),
+)
 SERVICE = ("__init__.py", "contract.py", "service")
 
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from segdistill import released
 from segdistill.batch.picture import draw
 from segdistill.batch.table import read_table
 from segdistill.cli import app
 from segdistill.files import SegdistillError
-from segdistill.runtime import released
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.quality import FIELD, Limits
 from segdistill.runtime.segment import Segmentator

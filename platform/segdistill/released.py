@@ -6,7 +6,7 @@ from segdistill.files import SegdistillError, subfolders
 
 RELEASED = "released"
 #: The repository, where the library is installed from it ('make install'); else a folder without them.
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def released_bundles(root: Path = ROOT) -> dict[str, Path]:
