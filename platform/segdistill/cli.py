@@ -308,6 +308,30 @@ def promote(
     typer.echo(f"next:\n  {repro(root, task, 'package')}")
 
 
+@app.command("register-released")
+def register_released_model(
+    task: Annotated[str, typer.Option(help="The task.")] = "brain_mri",
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Its bundle; by default the one that came with the repository."
+        ),
+    ] = None,
+    root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
+) -> None:
+    """Register the model that came with the repository, as a version to promote like any other."""
+    from segdistill.registry.register import model_name
+    from segdistill.registry.released import register_released
+    from segdistill.released import released_bundle
+
+    done = register_released(root, task, model or released_bundle(task))
+    state = "new" if done.new else "was registered already"
+    typer.echo(f"{model_name(task)} v{done.version} {done.name}: {state}, bundle {done.bundle_digest}")
+    promoting = command("segdistill", "promote", str(done.version), "--task", task)
+    typer.echo(f"next:\n  {promoting} --reason '...'")
+    typer.echo("  then docs/registry.md, 'The released model', to serve it without a training")
+
+
 @app.command("import-nnunet")
 def import_nnunet_model(
     results: Annotated[
