@@ -83,7 +83,7 @@ ui: $(STAMP) ## the registry in the browser, on this machine only: http://127.0.
 	  --default-artifact-root "file://$(CURDIR)/mlartifacts" --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1
 
 .PHONY: serve
-serve: $(STAMP) ## the champion over HTTP, on this machine only: http://127.0.0.1:3000
+serve: $(STAMP) ## the champion, or before there is one the released model, over HTTP: http://127.0.0.1:3000
 	@$(if $(TASK),SEGDISTILL_TASK=$(TASK)) $(BIN)/bentoml serve --host 127.0.0.1 --port $(or $(PORT),3000)
 
 .PHONY: readme

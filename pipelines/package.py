@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(), help="the repository's root")
     parser.add_argument("--champion", type=Path, required=True, help="receipt of stage 'champion'")
-    parser.add_argument("--tuning", type=Path, required=True, help="what stage 'tune' wrote")
+    parser.add_argument("--tuning", type=Path, help="what stage 'tune' wrote; without: the reference")
     parser.add_argument("--out", type=Path, required=True, help="receipt to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()

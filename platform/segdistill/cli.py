@@ -190,6 +190,98 @@ def _progress(done: int, total: int) -> None:
 
 
 @app.command()
+def segment(
+    scans: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCAN",
+            help="NIfTI or MGZ files, folders with one DICOM series each, or folders of such scans.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="LABELS",
+            help="A label map, .nii.gz or .nii, or a folder for several.",
+        ),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="A model's bundle; by default the one that came with the repository."
+        ),
+    ] = None,
+    task: Annotated[str, typer.Option(help="Which of those that came with it.")] = "brain_mri",
+    volumes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The table of volumes (CSV); of a folder, volumes.csv in it."),
+    ] = None,
+    pictures: Annotated[
+        bool | None,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Whether to draw each result as a PNG beside it; by default into a folder only.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also segment what is finished, and replace it.")
+    ] = False,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads of the network; 0: all that may be used.")
+    ] = 0,
+    tuning: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="How it runs fastest here, from 'python -m segdistill.tuning'."
+        ),
+    ] = None,
+) -> None:
+    """Segment scans: label maps, a table of volumes, and pictures to look at.
+
+    Into a folder it can be interrupted: started again, it goes on with what isn't finished. A scan that
+    can't be segmented is named at the end, and the others are done.
+    """
+    from segdistill.batch.run import open_segmentator, plan_work, rows_of, segment_all, unfinished
+    from segdistill.released import released_bundle
+
+    work = plan_work(scans, out, pictures=pictures, table=volumes)
+    segmentator = open_segmentator(model or released_bundle(task), threads, tuning)
+    todo = unfinished(work, segmentator, overwrite=overwrite)
+    kept = len(work.jobs) - len(todo)
+    with _ended_politely():
+        from tqdm import tqdm
+
+        results = segment_all(todo, work.table, segmentator)
+        bar = tqdm(
+            results, "segmenting", len(work.jobs), initial=kept, unit="scan", disable=not work.folder
+        )
+        done = list(bar)
+    if not work.folder:
+        for name, ml in done[0].outcome.volumes_ml.items() if done[0].outcome else ():
+            typer.echo(f"{name}: {ml:.2f} ml")
+        if done[0].outcome:
+            typer.echo(f"{shown(out)}: {done[0].outcome.quality}")
+    else:
+        rows = rows_of(work)
+        check = [row for row in rows if row.to_check]
+        count = sum(not row.error for row in rows)
+        typer.echo(
+            f"{shown(out)}: {count} label maps, {kept} of them from before; {len(check)} to check"
+        )
+        for row in check:
+            typer.echo(f"check {row.labels}: {row.to_check}")
+    if work.table:
+        typer.echo(f"table: {shown(work.table)}")
+    failed = [one for one in done if one.error]
+    for one in failed:
+        typer.echo(f"error: {shown(one.job.scan)}: {one.error}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def promote(
     version: Annotated[
         str, typer.Argument(metavar="VERSION", help="Its number, or a member's name for the newest.")
@@ -215,6 +307,30 @@ def promote(
         typer.echo(f"overridden: it {done.overridden}")
     typer.echo(f"{done.alias} is now v{done.version} {done.name} (before: {before})")
     typer.echo(f"next:\n  {repro(root, task, 'package')}")
+
+
+@app.command("register-released")
+def register_released_model(
+    task: Annotated[str, typer.Option(help="The task.")] = "brain_mri",
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Its bundle; by default the one that came with the repository."
+        ),
+    ] = None,
+    root: Annotated[Path, typer.Option(help="The repository's root.")] = Path(),
+) -> None:
+    """Register the model that came with the repository, as a version to promote like any other."""
+    from segdistill.registry.register import model_name
+    from segdistill.registry.released import register_released
+    from segdistill.released import released_bundle
+
+    done = register_released(root, task, model or released_bundle(task))
+    state = "new" if done.new else "was registered already"
+    typer.echo(f"{model_name(task)} v{done.version} {done.name}: {state}, bundle {done.bundle_digest}")
+    promoting = command("segdistill", "promote", str(done.version), "--task", task)
+    typer.echo(f"next:\n  {promoting} --reason '...'")
+    typer.echo("  then docs/registry.md, 'The released model', to serve it without a training")
 
 
 @app.command("import-nnunet")

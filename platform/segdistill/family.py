@@ -111,7 +111,7 @@ _ROWS = TypeAdapter(list[Figures])
 
 def write_family(path: Path, family: Sequence[Figures]) -> None:
     """Write ``family.json``: a flat row per member, the verdict's keys null where it has none."""
-    write_json(path, [_flat(member) for member in family])
+    write_json(path, [flat(member) for member in family])
 
 
 def read_family(path: Path) -> list[Figures]:
@@ -124,22 +124,36 @@ def read_family(path: Path) -> list[Figures]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise _not_a_family(path, "expected a list of members")
+    family = _read(rows, path)
+    if len({member.name for member in family}) != len(family):
+        raise _not_a_family(path, "a name is listed twice")
+    return family
+
+
+def _read(rows: Sequence[Any], path: Path) -> list[Figures]:
     try:
-        family = _ROWS.validate_json(json_bytes([_nested(row) for row in rows]), strict=True)
+        return _ROWS.validate_json(json_bytes([_nested(row) for row in rows]), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ": ".join(str(part) for part in first["loc"])
         raise _not_a_family(path, f"row {where}: {first['msg'].lower()}") from error
     except ValueError as error:
         raise _not_a_family(path, str(error)) from error
-    if len({member.name for member in family}) != len(family):
-        raise _not_a_family(path, "a name is listed twice")
-    return family
 
 
-def _flat(member: Figures) -> dict[str, Any]:
+def flat(member: Figures) -> dict[str, Any]:
+    """A row of ``family.json``, plain JSON values; :func:`figures_from` reads it."""
     row = asdict(member)
     return row | (row.pop("verdict") or dict.fromkeys(_OF_A_VERDICT))
+
+
+def figures_from(row: Any, path: Path) -> Figures:
+    """The figures of one row; ``path`` names where it is from.
+
+    Raises:
+        SegdistillError: as :func:`read_family`.
+    """
+    return _read([row], path)[0]
 
 
 def _nested(row: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ SERVING = Path(__file__).resolve().parents[1]
 SOURCES = SERVING.parent / "platform" / "segdistill"
 # What the service needs of the library and of the room 'serving', and no more.
 LIBRARY = (
-    *("__init__.py", "files.py", "overlap.py", "shown.py", "telemetry.py", "texts.py"),
+    *("__init__.py", "files.py", "overlap.py", "released.py", "shown.py", "telemetry.py", "texts.py"),
     *("volume", "runtime", "tuning", "dicom_results"),
 )
 SERVICE = ("__init__.py", "contract.py", "service")

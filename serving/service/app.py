@@ -28,6 +28,7 @@ from serving.service.port import check_port
 # What segmenting needs is imported where a worker starts: the process that watches over the workers
 # loads this module, too, and they wait for it.
 if TYPE_CHECKING:
+    from segdistill.runtime.quality import Quality
     from segdistill.runtime.segment import Segmentation
 
 # The command line has asked, and remembers the answer, before this module was loaded.
@@ -45,8 +46,9 @@ One scan in, a label map on the same grid out. **Research use, not a medical dev
     curl -F scan=@scan.nii.gz http://127.0.0.1:3000/volumes
 
 `/segment` gives the label map (`.nii.gz`), and in its headers the model and the volumes, so that one
-pass gives all: `X-Segdistill-Model`, `-Version`, `-Digest` and `-Volumes-Ml`. `/volumes` gives the
-volumes as JSON.
+pass gives all: `X-Segdistill-Model`, `-Version`, `-Digest`, `-Volumes-Ml` and `-Quality`. `/volumes`
+gives the volumes and the quality as JSON. Where the quality's verdict is `check`, a person must look at
+the label map before anybody uses it.
 """
 
 # Loopback unless the operator says otherwise (--host, or BENTOML_HOST in a container).
@@ -114,6 +116,7 @@ class Service:
         bundle = verified(SERVED, FOLDER)
         setting, why = find_setting(SERVED, bundle)
         self.segmentator = Segmentator(bundle, setting=setting)
+        log.info("serves %s, version %s", SERVED.name, SERVED.numbered)
         log.info("runs with %s", why)
         self.model = {
             "task": SERVED.task,
@@ -149,9 +152,10 @@ class Service:
         ctx.response.headers.update(
             {
                 "X-Segdistill-Model": SERVED.name,
-                "X-Segdistill-Version": str(SERVED.version),
+                "X-Segdistill-Version": SERVED.numbered,
                 "X-Segdistill-Digest": SERVED.bundle_digest,
                 "X-Segdistill-Volumes-Ml": json.dumps(_rounded(outcome.volumes_ml)),
+                "X-Segdistill-Quality": json.dumps(_briefly(outcome.quality)),
             }
         )
         return labels
@@ -163,6 +167,7 @@ class Service:
         outcome = self._segment(scan, Path(ctx.temp_dir) / LABELS)
         return {
             "volumes_ml": _rounded(outcome.volumes_ml),
+            "quality": outcome.quality.to_json(),
             "model": self.model,
             "seconds": {step: round(wall, 4) for step, (wall, _) in outcome.timings.items()},
             "notice": "Research use, not a medical device.",
@@ -173,6 +178,12 @@ class Service:
         outcome = self.segmentator.segment_file(scan, labels)
         log.info("segmented %s voxels in %.2f s", outcome.labels.shape, time.perf_counter() - start)
         return outcome
+
+
+def _briefly(quality: "Quality") -> dict[str, Any]:
+    """Without the single structures: proxies take headers of a few thousand bytes."""
+    body = quality.to_json()
+    return {name: body[name] for name in ("confidence", "verdict", "reasons")}
 
 
 def _rounded(volumes_ml: dict[str, float]) -> dict[str, float]:

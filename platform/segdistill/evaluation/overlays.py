@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
@@ -13,29 +12,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from segdistill.drawing import colours, colours_by_code, overlaid, to_ras
 from segdistill.evaluation.members import Member
 from segdistill.evaluation.summary import case_scores
 from segdistill.volume import Volume
 
-#: Okabe and Ito's eight, then eight more that are told apart from them; recycled after that.
-PALETTE = (
-    "#56B4E9",
-    "#0072B2",
-    "#E69F00",
-    "#F0E442",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#999999",
-    "#B2DF8A",
-    "#CAB2D6",
-    "#8C510A",
-    "#17BECF",
-    "#FB9A99",
-    "#6A3D9A",
-    "#4D7C0F",
-    "#FDE0DD",
-)
 _DIFFER = "teacher vs. student"
 _RED = (1.0, 0.2, 0.2)
 _MARGIN_MM = 10.0
@@ -119,8 +100,7 @@ def overlay(
         names.append(_DIFFER)
     low, high = np.percentile(grey, (1, 99.5))
     shown = np.clip((grey - low) / max(high - low, 1e-6), 0, 1)
-    colours = np.zeros((max(structures) + 1, 3))
-    colours[list(structures)] = _colours(len(structures))
+    tones = colours_by_code(structures)
     with rc_context({"font.family": "DejaVu Sans", "font.size": 9, "text.color": "#e5e7eb"}):
         heights = [shown.shape[1] * spacing[1], shown.shape[2] * spacing[2]]
         width = shown.shape[0] * spacing[0]
@@ -134,17 +114,15 @@ def overlay(
         for row, axis in enumerate((2, 1)):
             plane = _fullest_plane(truth, axis)
             aspect = spacing[2 if axis == 1 else 1] / spacing[0]
-            base = np.repeat(np.take(shown, plane, axis).T[..., None], 3, axis=2)
+            grey_plane = np.take(shown, plane, axis).T
+            base = np.repeat(grey_plane[..., None], 3, axis=2)
             for column, name in enumerate(names):
                 picture = base
                 if name == _DIFFER and differ is not None:
                     veil = np.take(differ, plane, axis).T[..., None]
                     picture = base * (1 - veil) + np.array(_RED) * veil
                 elif name != "scan":
-                    codes = np.take(maps[name], plane, axis).T
-                    codes = np.where(codes < len(colours), codes, 0).astype(int)
-                    veil = _VEIL * (codes > 0)[..., None]
-                    picture = base * (1 - veil) + colours[codes] * veil
+                    picture = overlaid(grey_plane, np.take(maps[name], plane, axis).T, tones, _VEIL)
                 axes = grid[row, column]
                 axes.imshow(picture, origin="lower", aspect=aspect, interpolation="nearest")
                 axes.set_axis_off()
@@ -155,7 +133,7 @@ def overlay(
                     axes.set_title(f"{name}{score}", fontsize=9.5)
         figure.legend(
             handles=[
-                Patch(color=colours[code], label=name.replace("_", " "))
+                Patch(color=tones[code], label=name.replace("_", " "))
                 for code, name in structures.items()
             ],
             loc="outside lower center",
@@ -170,28 +148,13 @@ def overlay(
 
 def colours_of_overlay(structures: int) -> list[tuple[int, int, int]]:
     """At most 256 RGB colours that an overlay needs: greys, pure tones, and tones over greys."""
-    tones = _colours(structures)
+    tones = colours(structures)
     tones = np.concatenate([tones, [_RED]])
     greys = np.linspace(0, 1, 40)[:, None].repeat(3, axis=1)
     levels = np.linspace(0, 1, max(2, (256 - len(greys) - len(tones)) // len(tones)))
     veiled = (_VEIL * tones[:, None] + (1 - _VEIL) * levels[None, :, None]).reshape(-1, 3)
     found = np.rint(255 * np.concatenate([greys, tones, veiled])[:256]).astype(int)
     return [(int(red), int(green), int(blue)) for red, green, blue in found]
-
-
-def _colours(structures: int) -> NDArray[np.float64]:
-    """A colour per structure, (N, 3), RGB in [0, 1]."""
-    hexes = [PALETTE[number % len(PALETTE)] for number in range(structures)]
-    return np.array([[int(text[n : n + 2], 16) / 255 for n in (1, 3, 5)] for text in hexes])
-
-
-def to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Flip and swap axes to RAS; returns the array and its spacing in mm along the new axes."""
-    orientation = nib.orientations.io_orientation(affine)
-    turned = nib.orientations.apply_orientation(array, orientation)
-    spacing = np.empty(3)
-    spacing[orientation[:, 0].astype(int)] = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    return turned, spacing
 
 
 def _box(labels: NDArray[Any], spacing: NDArray[np.float64]) -> tuple[slice, slice, slice]:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from segdistill.drawing import PALETTE, to_ras
 from segdistill.evaluation.members import Member, read_members
-from segdistill.evaluation.overlays import PALETTE, shown_members, to_ras
+from segdistill.evaluation.overlays import shown_members
 from segdistill.evaluation.score import write_table
 from segdistill.files import SegdistillError, atomic_path, write_json
 from segdistill.overlap import dice_by_code

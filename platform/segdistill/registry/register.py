@@ -95,7 +95,7 @@ def register_family(root: Path, task: str) -> list[Registered]:
     lineage = read_lineage(root, task)
     store = open_store(root)
     with reaching(store.uri):
-        _ensure_model(store, task)
+        ensure_model(store, task)
         known = {
             version.tags[EVIDENCE_TAG]: version
             for version in store.client.search_model_versions(f"name = '{model_name(task)}'")
@@ -119,7 +119,7 @@ def register_family(root: Path, task: str) -> list[Registered]:
                     source, target, member, control=control, teacher=teacher, lineage=lineage
                 )
                 with reaching(store.uri):
-                    version = _add(store, task, member, sealed, evidence, lineage)
+                    version = add_version(store, task, member, sealed, evidence, lineage)
             digest = version.tags[DIGEST_TAG]
             done.append(Registered(member.name, int(version.version), digest, new))
     return done
@@ -153,7 +153,8 @@ def _teacher_of(member: Figures, teachers: list[Figures], found: Mapping[str, Pa
     return {"name": name, "bundle_digest": Bundle.read(found[name]).digest}
 
 
-def _ensure_model(store: Store, task: str) -> None:
+def ensure_model(store: Store, task: str) -> None:
+    """Make the registered model of a task, unless it is there."""
     try:
         store.client.get_registered_model(model_name(task))
     except MlflowException as error:
@@ -169,7 +170,7 @@ def _ensure_model(store: Store, task: str) -> None:
         )
 
 
-def _add(
+def add_version(
     store: Store, task: str, member: Figures, sealed: Bundle, evidence: str, lineage: Lineage
 ) -> ModelVersion:
     """Log the sealed bundle with a run of its own, then add the version: the last step, so that a

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from segdistill.family import Figures
+from segdistill.family import Figures, flat
 from segdistill.network.finite import require_finite_onnx
 from segdistill.registry.lineage import Lineage
 from segdistill.runtime import bundle as bundles
@@ -26,7 +26,7 @@ def seal_with_card(
     teacher: Mapping[str, str],
     lineage: Lineage,
 ) -> Bundle:
-    """Copy a bundle to ``target`` with its card, its data and its teacher in the provenance.
+    """Copy a bundle to ``target`` with its card, and with figures, data and teacher in its provenance.
 
     The same inputs make the same bytes: there is no time in it.
 
@@ -48,6 +48,8 @@ def seal_with_card(
         "data_digest": lineage.data_digest,
         "simulated": lineage.simulated,
         "git_commit": lineage.code,
+        "held_out": [site.path for site in lineage.sites if site.held_out],
+        "figures": flat(member),
     }
     if teacher:
         extra["teacher"] = dict(teacher)

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     line = {
         "volumes_ml": {name: round(ml, 3) for name, ml in outcome.volumes_ml.items()},
+        "quality": outcome.quality.to_json(),
         "timings": {step: {"wall_s": w, "cpu_s": c} for step, (w, c) in outcome.timings.items()},
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "bundle": bundle.digest,

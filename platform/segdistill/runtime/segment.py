@@ -15,6 +15,7 @@ from segdistill.runtime.backend import Backend, EngineError, OnnxBackend, OpenVi
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.plan import Plan
 from segdistill.runtime.preprocess import crop, flips, to_grid
+from segdistill.runtime.quality import Gauge, Limits, Quality, judge
 from segdistill.runtime.restore import Restorer
 from segdistill.runtime.setting import Precision, Setting
 from segdistill.runtime.windows import SLAB, predict_slabs
@@ -35,11 +36,13 @@ class Segmentation:
     Attributes:
         labels: (X, Y, Z) uint8 label codes on the scan's grid.
         volumes_ml: millilitres per structure, by name, in the plan's order.
+        quality: how far they are to be trusted.
         timings: step to (wall seconds, CPU seconds of all threads), in the order of :data:`STEPS`.
     """
 
     labels: NDArray[np.uint8]
     volumes_ml: dict[str, float]
+    quality: Quality
     timings: Timings
 
 
@@ -83,8 +86,10 @@ class Segmentator:
 
         Raises:
             SegdistillError: the setting can't be run here, or the bundle has no quantised network.
+            BundleError: the bundle's limits of quality make no sense.
         """
         self.bundle = bundle
+        self.limits = Limits.of(bundle)
         self.setting = setting or Setting.reference(bundle.plan, threads)
         self.plan = self.setting.applied_to(bundle.plan)
         self._given = backend is not None
@@ -120,11 +125,7 @@ class Segmentator:
             SegdistillError: as :meth:`segment`.
             DiskFullError: no space for the label map.
         """
-        with suppress(FileNotFoundError):
-            if labels.samefile(scan):
-                raise VolumeError(
-                    f"{labels}: the label map would take the place of the scan. Give it another name."
-                )
+        refuse_own_scan(scan, labels)
         clock = _Clock()
 
         def read() -> Volume:
@@ -160,7 +161,7 @@ class Segmentator:
         del volume
         prepared = to_grid(cropped, plan, clock)
         del cropped
-        restorer = Restorer(prepared.geometry, plan)
+        restorer, gauge = Restorer(prepared.geometry, plan), Gauge(plan.channels_out)
         slabs = predict_slabs(prepared.array, plan, backend)
         del prepared
         while True:
@@ -169,13 +170,16 @@ class Segmentator:
             if slab is None:
                 break
             with clock("restore"):
+                gauge.add(slab)
                 restorer.add(slab)
         voxel_ml = abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000
         volumes = {
             entry.name: float(count * voxel_ml)
             for entry, count in zip(plan.structures, restorer.voxels[1:], strict=True)
         }
-        return Segmentation(restorer.labels, volumes, clock.timings), grid
+        sure = dict(zip(volumes, gauge.confidence()[1:], strict=True))
+        quality = judge(sure, volumes, self.limits)
+        return Segmentation(restorer.labels, volumes, quality, clock.timings), grid
 
     def _fitting(self, volume: Volume) -> tuple[Plan, Backend]:
         """What runs a scan: the setting, or the reference where the whole volume doesn't fit."""
@@ -227,6 +231,15 @@ class Segmentator:
             if self.backend is None or (anew and not self._given):
                 self.backend = open_backend(self.bundle, self.setting)
             return self.backend
+
+
+def refuse_own_scan(scan: Path, labels: Path) -> None:
+    """Raise VolumeError if a label map would take the place of its scan, by whatever name."""
+    with suppress(FileNotFoundError):
+        if labels.samefile(scan):
+            raise VolumeError(
+                f"{labels}: the label map would take the place of the scan. Give it another name."
+            )
 
 
 def open_backend(bundle: Bundle, setting: Setting) -> Backend:
