@@ -85,7 +85,7 @@ def package(
         bundle = Path(scratch) / BUNDLE
         fetch_bundle(root, promoted, bundle)
         context = Path(scratch) / "context"
-        _write_context(context, served, tuning)
+        write_context(context, served, tuning)
         version = _digest(context)[:16]
 
         _put_model(bentoml, served, bundle, undo)
@@ -117,7 +117,7 @@ def _of_this_version(tuning: Path, promoted: Champion) -> None:
         )
 
 
-def _write_context(context: Path, served: Served, tuning: Path | None) -> None:
+def write_context(context: Path, served: Served, tuning: Path | None) -> None:
     """Copy the sources that go into the bento; nothing else of the repository can get in."""
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     for room, names in ((SOURCES, LIBRARY), (SERVING, SERVICE)):

@@ -18,4 +18,4 @@ def plain(text: str, length: int = LONG) -> str:
         one if one.isascii() and one.isprintable() and one != "\\" else " " if one.isspace() else "?"
         for one in letters
     )
-    return " ".join("".join(shown).split())[:length].rstrip()
+    return " ".join("".join(shown).split())[:length].rstrip() or "?"
