@@ -5,6 +5,7 @@ counts is the processor time that it takes from the step. All are measured in tu
 idle machine:
 
     python -m benchmarks.rendering --maps FOLDER
+    python -m benchmarks.rendering --maps FOLDER --labels icrp110 --params tasks/abdominal_ct/params.yaml
 
 Without label maps at hand it takes a made-up head, which has fewer tissues and costs about the same.
 """
@@ -27,11 +28,13 @@ from pipelines.params import Params, read_params
 from segdistill.network.architecture import Architecture
 from segdistill.network.unet import UNet
 from segdistill.runtime.plan import Plan
-from segdistill.simulation.rendering.knobs import USUAL, RenderingKnobs
+from segdistill.simulation.rendering.knobs import RenderingKnobs
 from segdistill.simulation.rendering.labelmap import LabelMap
 from segdistill.simulation.rendering.making import make_label_map
+from segdistill.simulation.rendering.modality import RENDERINGS
 from segdistill.simulation.rendering.render import render
 from segdistill.simulation.rendering.tissues import read_tissues
+from segdistill.sites.imports.cubes import to_cubes
 from segdistill.sites.protocol import Protocol, read_protocol
 from segdistill.training.launch import CPU_ALLOCATOR
 from segdistill.training.losses import supervised_loss
@@ -42,6 +45,10 @@ PATCH, HEAD = (64, 64, 64), (96, 112, 96)  # voxels
 WIDTH, BATCH = 0.25, 2
 # FreeSurfer's codes in place of the phantom's, which are the task's own.
 _FREESURFER = np.array([0, 24, 4, 3, 2, 10, 11, 17, 16, 8, 7], np.uint8)
+_NORMALISATION: dict[str, dict[str, Any]] = {
+    "zscore": {"scheme": "zscore"},
+    "ct": {"scheme": "ct", "clip_hu": [-200.0, 300.0], "mean_hu": 60.0, "std_hu": 80.0},
+}
 _SETTLE = 2  # first rounds, which don't count
 # What is left out, one at a time, to see what it costs.
 EFFECTS: dict[str, dict[str, Any]] = {
@@ -52,32 +59,38 @@ EFFECTS: dict[str, dict[str, Any]] = {
     "blur and thick slices": {"blur_mm": (0.0, 0.0), "thick": 0.0},
     "noise": {"noise": (0.0, 0.0)},
     "skull stripping": {"skull_stripped": 0.0},
+    "the table": {"table": 0.0},
+    "fat": {"fat_scale": (1.0, 1.0)},
 }
 
 
 def main() -> None:
     """Print the medians of one thread's CPU time, ms, and the share of rendering in a step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--maps", type=Path, help="folder of NIfTI label maps with FreeSurfer's codes")
+    parser.add_argument("--maps", type=Path, help="folder of NIfTI label maps")
+    parser.add_argument("--labels", default="freesurfer", help="whose codes they have")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     parser.add_argument("--rounds", type=int, default=30)
     given = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in CPU_ALLOCATOR.items()):
         # As in a training; the allocator reads them when the process starts.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | CPU_ALLOCATOR)  # noqa: S606
     torch.set_num_threads(1)
-    params = read_params(Path("params.yaml"))
+    params = read_params(given.params)
     protocol = read_protocol(params.task)
     plan = _plan(params, protocol)
-    people = _people(given.maps, protocol)
-    knobs = USUAL
-    without = {name: replace(knobs, **off) for name, off in EFFECTS.items()}
+    people = _people(given.maps, given.labels, protocol)
+    knobs = RENDERINGS[plan.modality].usual
+    without = {
+        name: replace(knobs, **off) for name, off in EFFECTS.items() if off.keys() <= vars(knobs).keys()
+    }
     work: dict[str, Callable[[int], object]] = {"a step of x1/4": _step(params, plan)}
     work["a patch"] = _renders(people, plan, knobs, PATCH)
     work["a whole head"] = _renders(people, plan, knobs, HEAD)
     work |= {
         f"a patch without {name}": _renders(people, plan, off, PATCH) for name, off in without.items()
     }
-    work["a patch, every effect off"] = _renders(people, plan, RenderingKnobs.still(), PATCH)
+    work["a patch, every effect off"] = _renders(people, plan, knobs.still(), PATCH)
     spent: dict[str, list[float]] = {name: [] for name in work}
     for number in range(given.rounds + _SETTLE):
         for name, task in work.items():
@@ -97,7 +110,7 @@ def _plan(params: Params, protocol: Protocol) -> Plan:
         {
             **asdict(params.plan),
             "task": params.task,
-            "normalisation": {"scheme": params.plan.normalisation},
+            "normalisation": _NORMALISATION[params.plan.normalisation],
             "size_divisor": [16, 16, 16],
             "structures": [
                 {"code": code, "name": name} for code, name in sorted(protocol.structures.items())
@@ -107,15 +120,15 @@ def _plan(params: Params, protocol: Protocol) -> Plan:
     )
 
 
-def _people(folder: Path | None, protocol: Protocol) -> list[LabelMap]:
+def _people(folder: Path | None, codes: str, protocol: Protocol) -> list[LabelMap]:
     tissues = read_tissues(protocol.task)
     if folder is None:
         with tempfile.TemporaryDirectory() as name:
             anatomy = phantom_anatomy(Path(name), size=192)
         maps = [Volume(_FREESURFER[anatomy.labels], anatomy.affine)]
     else:
-        maps = [read_label_map(path) for path in sorted(folder.glob("*.nii*"))[:4]]
-    return [make_label_map(labels, protocol.freesurfer, tissues) for labels in maps]
+        maps = [to_cubes(read_label_map(path)) for path in sorted(folder.glob("*.nii*"))[:4]]
+    return [make_label_map(labels, protocol.maps[codes], tissues) for labels in maps]
 
 
 def _renders(

@@ -11,7 +11,7 @@ from segdistill.evaluation.knobs import EvaluationKnobs
 from segdistill.files import SegdistillError
 from segdistill.network.architecture import NetworkKnobs
 from segdistill.params import Count, Positive, Share, Weight, build
-from segdistill.simulation.rendering.knobs import RenderingKnobs
+from segdistill.simulation.rendering.knobs import KNOBS
 from segdistill.simulation.simulate import MODALITIES
 from segdistill.sites.prepare import PlanKnobs
 from segdistill.studies.rows import START
@@ -86,7 +86,7 @@ class ServingKnobs:
 class Params:
     """All knobs of a task; its params.yaml says what each does.
 
-    ``cohort`` and every one of ``sites`` are the knobs of the simulated scanner of ``plan.modality``.
+    ``cohort``, every one of ``sites`` and ``rendering`` are the knobs of ``plan.modality``.
     """
 
     task: str
@@ -96,7 +96,7 @@ class Params:
     plan: PlanKnobs
     network: NetworkKnobs
     training: TrainingKnobs
-    rendering: RenderingKnobs
+    rendering: Any
     teacher: TeacherKnobs
     distillation: DistillationKnobs
     students: Mapping[str, StudentKnobs]
@@ -126,13 +126,15 @@ def read_params(path: Path) -> Params:
         SegdistillError: the file is missing; or a key is, or is unknown, or its value makes no sense.
     """
     params = build(Params, read_yaml_mapping(path), path)
-    scanner = MODALITIES[params.plan.modality]
+    modality = params.plan.modality
+    scanner = MODALITIES[modality]
     return replace(
         params,
         cohort=build(scanner.people, params.cohort, path, "cohort"),
         sites={
             name: build(scanner.site, site, path, "sites", name) for name, site in params.sites.items()
         },
+        rendering=build(KNOBS[modality], params.rendering, path, "rendering"),
     )
 
 

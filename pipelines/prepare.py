@@ -9,6 +9,7 @@ from pipelines.params import read_params
 from pipelines.stage import run_stage
 from segdistill.interop.ready_plan import ready_plan
 from segdistill.simulation.rendering.making import write_person
+from segdistill.simulation.rendering.whole import renderer
 from segdistill.sites.manifest import read_sites
 from segdistill.sites.prepare import hold_out, make_plan, prepare
 
@@ -19,13 +20,17 @@ def main() -> None:
     parser.add_argument("--sites", type=Path, required=True, help="folder of the sites")
     parser.add_argument("--plan", type=Path, required=True, help="plan.json to write")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--hold-out", metavar="SITE", help="leave this site out of training, too")
+    parser.add_argument(
+        "--hold-out",
+        metavar="SITE",
+        nargs="+",
+        default=[],
+        help="leave these sites out of training, too",
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the task's knobs")
     arguments = parser.parse_args()
     params = read_params(arguments.params)
-    sites = list(read_sites(arguments.sites))
-    if arguments.hold_out:
-        sites = hold_out(sites, arguments.hold_out)
+    sites = hold_out(list(read_sites(arguments.sites)), arguments.hold_out)
     if params.teacher.folder:
         plan = ready_plan(params.teacher.folder, [site for _, site in sites], params.task)
     else:
@@ -35,6 +40,7 @@ def main() -> None:
             task=params.task,
             stem_stride=params.network.stem_stride,
             stages=params.network.stages,
+            render=partial(renderer, params.task),
         )
 
     def progress(done: int, total: int) -> None:

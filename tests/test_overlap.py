@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segdistill.overlap import dice_by_code
+from segdistill.overlap import IGNORED, dice_by_code
 
 MAPS = arrays(np.uint8, (3, 2, 4), elements=st.integers(0, 4))
 
@@ -31,3 +31,14 @@ def test_what_the_reference_lacks_can_be_left_out() -> None:
     assert dice_by_code(predicted, reference, 2, in_reference=True) == pytest.approx(
         [1.0, np.nan], nan_ok=True
     )
+
+
+def test_ignored_voxels_count_in_neither_map() -> None:
+    """Dice is that of the other voxels, and a code that may lie in the ignored ones has none."""
+    reference = np.array([1, 1, 0, 2, IGNORED, IGNORED])
+    predicted = np.array([1, 0, 3, 2, 1, 4])
+    found = dice_by_code(predicted, reference, 4)
+    np.testing.assert_allclose(found, [2 / 3, 1.0, np.nan, np.nan])
+    assert predicted[4] == 1
+    # Without ignored voxels, what is found where there is none costs all.
+    assert dice_by_code(predicted[:4], reference[:4], 4)[2] == 0

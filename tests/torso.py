@@ -15,7 +15,7 @@ from segdistill.simulation.anatomy import Anatomy, read_anatomy
 SHAPE, SPACING = (60, 50, 40), 6.0
 
 # TotalSegmentator's code, HU, centre and radii in mm (right, anterior, superior) from the grid's middle
-_ORGANS = (
+ORGANS = (
     (79, 5, (0, -70, 0), (10, 10, 130)),  # spinal cord
     (29, 220, (0, -45, 0), (20, 18, 130)),  # vertebrae
     (86, 20, (-38, -70, 0), (24, 18, 130)),  # back muscles
@@ -33,6 +33,9 @@ _ORGANS = (
     (21, 8, (0, 20, -85), (34, 34, 26)),
 )
 
+# half width and half depth in mm, HU: skin, fat, muscle, the fat within
+LAYERS = ((150, 115, 30), (144, 109, -100), (126, 91, 50), (118, 83, -105))
+
 
 def scan_and_labels() -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """(X, Y, Z) HU of a trunk on a table, and TotalSegmentator's codes on the same grid."""
@@ -40,10 +43,10 @@ def scan_and_labels() -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     at = (np.moveaxis(np.indices(SHAPE), 0, -1) - half) * SPACING
     hu, labels = np.full(SHAPE, -1000.0), np.zeros(SHAPE, np.uint8)
     flat = at * [1, 1, 0]
-    for width, depth, value in ((150, 115, 30), (144, 109, -100), (126, 91, 50), (118, 83, -105)):
+    for width, depth, value in LAYERS:
         hu[((flat / [width, depth, 1]) ** 2).sum(-1) <= 1] = value
     hu[(np.abs(at[..., 1] + 130) < 4) & (np.abs(at[..., 0]) < 160)] = -100  # a table
-    for code, value, centre, radii in _ORGANS:
+    for code, value, centre, radii in ORGANS:
         inside = (((at - centre) / radii) ** 2).sum(-1) <= 1
         hu[inside], labels[inside] = value, code
     noise = 8 * np.random.default_rng(0).standard_normal(SHAPE)

@@ -149,10 +149,9 @@ def site_add(
     with _ended_politely():
         render = None
         if layout == "labelmaps":
-            from segdistill.simulation.rendering.knobs import USUAL
             from segdistill.simulation.rendering.whole import renderer
 
-            render = renderer(task, USUAL)
+            render = renderer(task)
         added = add_site(request, _progress, render)
     cases = added.site.cases
     parts = ("train", "val", "test")

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from segdistill.evaluation.calibration import BINS, binned, expected_calibration_error
+from segdistill.overlap import IGNORED
 
 
 def logits_of(confidence: float, winner: np.ndarray, classes: int = 3) -> np.ndarray:
@@ -49,3 +50,13 @@ def test_gaps_of_either_sign_do_not_cancel() -> None:
         {"model": "it", "confidence": [0.9, 0.5], "accuracy": [0.7, 0.7], "voxels": [100, 300]}
     )
     assert expected_calibration_error(table)["it"] == pytest.approx((0.2 * 100 + 0.2 * 300) / 400)
+
+
+def test_ignored_voxels_do_not_count() -> None:
+    """Where the truth can't be told, being sure is neither right nor wrong."""
+    winner = np.ones((4, 4, 4), int)
+    truth = np.ones_like(winner)
+    truth[2:] = IGNORED
+    sums = binned(logits_of(0.9, winner), truth)
+    assert sums[2].sum() == 32
+    assert sums[1].sum() == 32

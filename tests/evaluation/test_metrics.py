@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from segdistill.evaluation.metrics import StructureScore, score_label_map
 from segdistill.files import SegdistillError
+from segdistill.overlap import IGNORED
 
 
 def score(predicted, reference, spacing=(1.0, 1.0, 1.0), tolerance=2.0) -> StructureScore:
@@ -147,3 +148,15 @@ def test_scores_do_not_depend_on_the_empty_space_around(one, other):
     wide = score(np.pad(one, 3), np.pad(other, 3))
     for name in ("dice", "nsd", "hd95_mm"):
         assert getattr(wide, name) == pytest.approx(getattr(found, name), abs=1e-6, nan_ok=True)
+
+
+def test_what_the_reference_ignores_is_scored_nowhere():
+    """Neither overlap nor surface sees ignored voxels; a structure that may lie there has no score."""
+    reference, found = PLATE.copy(), PLATE.copy()
+    reference[20:] = IGNORED
+    found[20:] = 2
+    one, two = score_label_map(found, reference, (1.0, 1.0, 1.0), {1: "plate", 2: "hidden"}, 1.0)
+    assert (one.dice, one.nsd, one.hd95_mm) == (1.0, 1.0, 0.0)
+    assert one.volume_ml == one.reference_ml == pytest.approx(PLATE[:20].sum() / 1000)
+    assert math.isnan(two.dice)
+    assert two.volume_ml == 0

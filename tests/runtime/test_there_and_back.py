@@ -8,6 +8,7 @@ from nibabel.orientations import axcodes2ornt
 from scipy.ndimage import map_coordinates
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import IGNORED
 from segdistill.runtime.memory_order import MemoryOrder
 from segdistill.runtime.plan import Normalisation, Structure
 from segdistill.runtime.preprocess import (
@@ -381,3 +382,18 @@ def test_logits_of_another_scan():
     geometry = preprocess(ball_scan()[0], plan).geometry
     with pytest.raises(SegdistillError, match=r"\(2, 5, 5, 5\).*\(2, 40, 36, 32\)"):
         restore([np.zeros((2, 5, 5, 5), np.float32)], geometry, plan)
+
+
+def test_what_is_ignored_stays_ignored_on_the_plans_grid():
+    """Ignored voxels are no background: they keep their place and their share."""
+    affine = affine_for("RAS", (2.0, 2.0, 2.0), (32, 32, 32))
+    labels = egg_in_egg((32, 32, 32), affine)
+    plan = make_plan(structures=OUTER_INNER, spacing_mm=(1.5, 1.5, 1.5))
+    scan = Volume(labels.astype(np.float32) * 20 + 1, affine)
+    geometry = preprocess(scan, plan).geometry
+    usual = preprocess_label(Volume(labels, affine), plan, geometry)
+    ignored = preprocess_label(
+        Volume(np.where(labels == 7, IGNORED, labels).astype(np.uint8), affine), plan, geometry
+    )
+    inner = plan.codes.index(7)
+    np.testing.assert_array_equal(np.where(usual == inner, IGNORED, usual), ignored)

@@ -101,7 +101,17 @@ def test_a_map_is_read_as_it_was_written(tmp_path: Path) -> None:
     again = LabelMap.read(tmp_path / "someone")
     for name in ("codes", "depth", "push", "places"):
         assert torch.equal(getattr(again, name), getattr(source, name))
-    for name in ("structure", "tissue", "tissues", "counts", "centre", "content", "brain", "voxel_mm"):
+    for name in (
+        "structure",
+        "tissue",
+        "tissues",
+        "counts",
+        "centre",
+        "content",
+        "kept",
+        "core",
+        "voxel_mm",
+    ):
         assert getattr(again, name) == getattr(source, name)
 
 
@@ -138,6 +148,7 @@ def test_every_structure_that_freesurfer_gives_has_a_tissue() -> None:
 
 
 _ONE = """
+modality: mri
 grain: [0, 0]
 patches: [0, 0]
 tissues:
@@ -149,7 +160,7 @@ _AGAIN = "  b: {between: [air, white], bright: [0, 1], codes: [0]}"
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("grain: [0, 0]\n", "tissues"),
+        ("modality: mri\ngrain: [0, 0]\n", "tissues"),
         (
             _ONE.format("[air, dark]", "[0, 1]", "[0]"),
             "takes two of",

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import IGNORED
 from segdistill.sites.imports.labels import CodeMap, choose_labels, codes_in
 from segdistill.sites.protocol import read_protocol
 
@@ -29,8 +30,10 @@ def test_codes_are_never_guessed_without_names() -> None:
 
 
 def test_same_takes_the_tasks_codes() -> None:
-    """The choice 'same' leaves the task's own codes as they are, and no others."""
-    assert choose_labels("same", BRAIN).code_map(None).codes == {code: code for code in range(11)}
+    """The choice 'same' leaves the task's own codes and 255, ignored, as they are, and no others."""
+    assert choose_labels("same", BRAIN).code_map(None).codes == {
+        code: code for code in (*range(11), IGNORED)
+    }
 
 
 def test_apply_maps_every_voxel_to_uint8() -> None:
@@ -110,3 +113,11 @@ def test_a_code_may_be_quoted(tmp_path: Path) -> None:
     """A code in quotes is still a code."""
     (tmp_path / "map.yaml").write_text("'29': csf\n")
     assert choose_labels(str(tmp_path / "map.yaml"), read_protocol("brain_mri")).by_code == {29: 1}
+
+
+def test_what_a_source_cannot_tell_is_ignored(tmp_path: Path) -> None:
+    """A map file, and a source's own table, may say 'ignore'; nnU-Net's label of that name is one."""
+    path = tmp_path / "map.yaml"
+    path.write_text("extends: freesurfer\n30: ignore\n")
+    assert choose_labels(str(path), BRAIN).code_map(None).codes[30] == IGNORED
+    assert choose_labels(None, BRAIN).code_map({12: "ignore"}).codes == {0: 0, 12: IGNORED}

@@ -61,8 +61,10 @@ def test_unknown_task_names_the_known_ones() -> None:
         ("task: t\nprotocol: p\n", "not a label protocol"),
         ("task: t\nprotocol: p\nstructures: {1: a, 2: a}\n", "must exist, differ"),
         ("task: t\nprotocol: p\nstructures: {}\n", "must exist, differ"),
-        ("task: t\nprotocol: p\nstructures: {300: a}\n", "1 to 255"),
-        ("task: u\nprotocol: p\nstructures: {1: a}\n", "1 to 255 and the task"),
+        ("task: t\nprotocol: p\nstructures: {300: a}\n", "1 to 254"),
+        ("task: t\nprotocol: p\nstructures: {255: a}\n", "1 to 254"),
+        ("task: t\nprotocol: p\nstructures: {1: ignore}\n", "not be background or ignore"),
+        ("task: u\nprotocol: p\nstructures: {1: a}\n", "1 to 254 and the task"),
         ("task: t\nprotocol: p\nstructures: {1: a}\nmaps: {x: {b: 3}}\n", "not a label protocol"),
         (
             "task: t\nprotocol: p\nstructures: {1: a, 2: b}\nmaps: {x: {a: 3, b: 2-4}}\n",

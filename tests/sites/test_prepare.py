@@ -12,6 +12,7 @@ from segdistill.files import SegdistillError, read_json
 from segdistill.runtime.plan import Plan
 from segdistill.simulation.mri import CohortKnobs, SiteKnobs
 from segdistill.simulation.rendering.making import write_person
+from segdistill.simulation.rendering.whole import renderer
 from segdistill.simulation.simulate import simulate_site
 from segdistill.sites.manifest import Case, Site, read_sites
 from segdistill.sites.prepare import PlanKnobs, index_row, make_plan, prepare, prepare_case, usable_cases
@@ -70,7 +71,14 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
 
 def plan_of(sites: Sites, **knobs: Any) -> Plan:
     """The plan with some knobs changed."""
-    return make_plan(sites, replace(KNOBS, **knobs), task="brain_mri", stem_stride=2, stages=4)
+    return make_plan(
+        sites,
+        replace(KNOBS, **knobs),
+        task="brain_mri",
+        stem_stride=2,
+        stages=4,
+        render=partial(renderer, "brain_mri"),
+    )
 
 
 def test_only_train_and_val_cases_of_seen_sites_are_used(sites: Sites) -> None:

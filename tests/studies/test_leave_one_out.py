@@ -57,7 +57,7 @@ def _card(dices: list[float], site: str = "b") -> pd.DataFrame:
 def test_no_case_of_a_site_left_out_is_trained_on() -> None:
     """Training sees every other site's cases as before, and none of the site left out."""
     sites = [_site(name) for name in "abc"]
-    kept = [entry.case.case for entry in usable_cases(hold_out(sites, "b"))]
+    kept = [entry.case.case for entry in usable_cases(hold_out(sites, ["b"]))]
     assert kept == [case for case in (e.case.case for e in usable_cases(sites)) if case[0] != "b"]
     assert len(kept) == 4
 
@@ -65,7 +65,7 @@ def test_no_case_of_a_site_left_out_is_trained_on() -> None:
 def test_an_unknown_site_is_not_left_out() -> None:
     """A name that no site has is refused, with the names there are."""
     with pytest.raises(SegdistillError, match="a, b, c"):
-        hold_out([_site(name) for name in "abc"], "d")
+        hold_out([_site(name) for name in "abc"], ["d"])
 
 
 def test_only_the_sites_own_test_cases_are_scored() -> None:

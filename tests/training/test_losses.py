@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceCELoss
 
+from segdistill.overlap import IGNORED
 from segdistill.training.losses import at_level, dice_ce, supervised_loss
 
 
@@ -65,3 +66,39 @@ def test_every_level_counts_half_of_the_finer_one() -> None:
     expected = (4 * own[0] + 2 * own[1] + own[2]) / 7
     assert supervised_loss(levels, label, 1.0, 1.0).item() == pytest.approx(expected, rel=1e-5)
     assert at_level(label, levels[2]).shape == (2, 2, 2, 2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
+def test_ignored_voxels_are_as_if_they_were_not_there(seed: int, share: float) -> None:
+    """Value and slope are those of the other voxels alone, and the ignored ones have no slope."""
+    label, logits = _label(seed), _logits(seed)
+    ignored = torch.rand(label.shape, generator=torch.Generator().manual_seed(seed)) < share
+    leaf = logits.clone().requires_grad_()
+    value = dice_ce(leaf, label.masked_fill(ignored, IGNORED), 0.7, 1.3)
+    value.backward()
+    assert leaf.grad is not None
+    slope = leaf.grad.movedim(1, -1)
+    assert not slope[ignored].any()
+    if ignored.all():
+        assert value.item() == pytest.approx(0.0, abs=1e-6)
+        return
+    rest = logits.movedim(1, -1)[~ignored].T[None, :, :, None, None].clone().requires_grad_()
+    expected = dice_ce(rest, label[~ignored][None, :, None, None], 0.7, 1.3)
+    expected.backward()
+    assert rest.grad is not None
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(slope[~ignored], rest.grad[0, :, :, 0, 0].T, rtol=1e-4, atol=1e-7)
+
+
+def test_a_coarser_level_ignores_what_it_takes_of_the_ignored() -> None:
+    """A pyramid of a label that is ignored but for one structure is trained on that alone."""
+    label = torch.full((1, 8, 8, 8), IGNORED)
+    label[:, 4:] = 2
+    levels = [_logits(5, size=8)[:1], _logits(6, size=4)[:1]]
+    loss = supervised_loss([one.requires_grad_() for one in levels], label, 1.0, 1.0)
+    loss.backward()
+    for one in levels:
+        assert one.grad is not None
+        assert not one.grad[:, :, : one.shape[2] // 2].any()
+        assert one.grad[:, :, one.shape[2] // 2 :].all()

@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from segdistill.evaluation.members import Member, TestCase
+from segdistill.overlap import IGNORED
 from segdistill.runtime.backend import OnnxBackend
 from segdistill.runtime.bundle import Bundle
 from segdistill.runtime.preprocess import preprocess, preprocess_label
@@ -62,10 +63,10 @@ def binned(logits: NDArray[np.float32], truth: NDArray[np.uint8]) -> NDArray[np.
 
     Args:
         logits: (K, X, Y, Z).
-        truth: (X, Y, Z) channel indices.
+        truth: (X, Y, Z) channel indices; ignored voxels are left out.
     """
     winner = logits.argmax(axis=0)
-    matters = (winner > 0) | (truth > 0)
+    matters = ((winner > 0) | (truth > 0)) & (truth != IGNORED)
     values = logits[:, matters].astype(np.float64)
     confidence = 1 / np.exp(values - values.max(axis=0)).sum(axis=0)
     right = winner[matters] == truth[matters]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segdistill.files import SegdistillError
-from segdistill.overlap import dice_by_code
+from segdistill.overlap import dice_by_code, without_ignored
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -57,7 +57,8 @@ def score_label_map(
     """Score every structure of a label map.
 
     A structure that is in neither map has no score (NaN) and is left out of every mean. One that is in
-    only one of them has Dice 0, NSD 0 and no HD95.
+    only one of them has Dice 0, NSD 0 and no HD95. Voxels that the reference ignores count in neither
+    map, and as a structure may lie in them, one that such a reference lacks has no score.
 
     Args:
         predicted: (X, Y, Z) label codes.
@@ -77,6 +78,7 @@ def score_label_map(
             f"the predicted label map has shape {predicted.shape}, its reference {reference.shape}; "
             "both must be on the scan's grid."
         )
+    predicted, ignores = without_ignored(predicted, reference)
     voxel_ml = math.prod(spacing_mm) / 1000.0
     # One pass finds all boxes; what follows then needs only a structure's own part of the scan.
     boxes_predicted = _boxes(predicted, max(structures, default=0))
@@ -85,7 +87,7 @@ def score_label_map(
     scores = []
     for code, name in structures.items():
         box = _union(boxes_predicted[code - 1], boxes_reference[code - 1])
-        if box is None:
+        if box is None or (ignores and boxes_reference[code - 1] is None):
             scores.append(StructureScore(name, math.nan, math.nan, math.nan, 0.0, 0.0))
             continue
         mask, truth = predicted[box] == code, reference[box] == code

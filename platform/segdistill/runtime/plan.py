@@ -49,7 +49,7 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Structure:
-    """A label class: its code in label maps (1 to 255) and its name."""
+    """A label class: its code in label maps (1 to 254) and its name."""
 
     code: int
     name: str

@@ -19,6 +19,7 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import IGNORED
 from segdistill.runtime import nnunet
 from segdistill.runtime.memory_order import MemoryOrder
 from segdistill.runtime.plan import STORED, Convention, Foreground, Normalisation, Plan
@@ -215,12 +216,14 @@ def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[n
     on scans of 1.4 to 4 mm for a plan of 2 mm (docs/runtime.md).
 
     Args:
-        label: label codes on the scan's grid; codes that the plan doesn't have become background.
+        label: label codes on the scan's grid; codes that the plan doesn't have become background, but
+            :data:`~segdistill.overlap.IGNORED` stays what it is.
         plan: the family's plan.
         geometry: of the scan, from :func:`preprocess`.
 
     Returns:
-        (X, Y, Z) uint8 channel indices (0 background, then the plan's order) on the plan's grid.
+        (X, Y, Z) uint8 channel indices (0 background, then the plan's order, or ignored) on the plan's
+        grid.
 
     Raises:
         SegdistillError: the label map isn't on the scan's grid.
@@ -233,15 +236,18 @@ def preprocess_label(label: Volume, plan: Plan, geometry: Geometry) -> NDArray[n
         )
     codes = apply_orientation(label.array, geometry.flips)[geometry.slices]
     channel = np.zeros(codes.shape, np.uint8)
-    for index, code in enumerate(plan.codes):
+    kinds = (*plan.codes, IGNORED)
+    for index, code in enumerate(kinds):
         if index:
             channel[codes == code] = index
-    return argmax_resampled(
+    found = argmax_resampled(
         lambda index, where: (channel[where] == index).astype(np.float32),
         channel,
-        plan.channels_out,
+        len(kinds),
         geometry.to_grid(antialias=False),
     )
+    found[found == plan.channels_out] = IGNORED
+    return found
 
 
 def foreground(

@@ -1,14 +1,11 @@
 """A simulated CT scanner and what differs between the people in it: habitus, contrast, bowel content.
 
-Everything is in Hounsfield units (HU): water 0, air -1000, fat about -100. The means of the enhanced
-organs are round figures within the ranges that radiology textbooks give; no patient was measured for
-them. One patient's CT is what all subjects are made from.
+Everything is in Hounsfield units (HU). One patient's CT is what all subjects are made from.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +13,16 @@ from scipy import ndimage
 
 from segdistill.files import SegdistillError
 from segdistill.params import Share, Weight
+from segdistill.simulation.hounsfield import (
+    AIR,
+    ENHANCEMENT,
+    FAT,
+    ORAL_CONTRAST,
+    TABLE_SHELL,
+    Phase,
+    organ_hu,
+    table_hu,
+)
 from segdistill.simulation.people import (
     Array,
     Grid,
@@ -31,36 +38,15 @@ from segdistill.simulation.people import (
     sample,
 )
 
-#: HU of a tissue without contrast, in the arterial and in the portal venous phase.
-ENHANCEMENT: Mapping[str, tuple[float, float, float]] = {
-    "spleen": (45.0, 120.0, 115.0),
-    "kidney": (32.0, 115.0, 180.0),  # cortex and medulla together; the cortex leads, see _CORTEX_LEAD
-    "liver": (55.0, 66.0, 108.0),
-    "gallbladder": (8.0, 8.0, 9.0),
-    "pancreas": (38.0, 98.0, 88.0),
-    "adrenal_gland": (25.0, 62.0, 66.0),
-    "artery": (42.0, 290.0, 150.0),
-    "vena_cava": (42.0, 75.0, 135.0),
-    "portal_vein": (42.0, 90.0, 165.0),
-    "iliac_vein": (42.0, 46.0, 105.0),
-    "stomach": (38.0, 68.0, 76.0),
-    "small_bowel": (34.0, 76.0, 86.0),
-    "colon": (34.0, 58.0, 68.0),
-    "urinary_bladder": (8.0, 8.0, 10.0),
-    "prostate": (36.0, 52.0, 62.0),
-    "muscle": (52.0, 57.0, 62.0),
-}
-Phase = Literal["native", "arterial", "portal", "mixed"]
 _BONE = "bone"
 _HOLLOW = ("stomach", "small_bowel", "colon")
 
-_AIR, _FAT = -1000.0, -100.0
 _SOFT_FROM, _SOFT_TO = -70.0, 0.0  # HU between which a voxel is counted more and more as soft tissue
 _ALIKE = 45.0  # HU: neighbours within it are averaged with a voxel, so that edges stay
 _OWN = 0.5  # share of the patient's own variation within an organ that is kept
 _OWN_LIMIT = 60.0  # HU beyond which it is another tissue (fat, stone, gas) and kept as it is
 _DENSEST = 1300.0  # HU; the patient's hip prosthesis is denser, and bone isn't
-_CORTEX_LEAD, _CORTEX_MM = 110.0, 7.0  # HU the arterial kidney's outer layer of so many mm is brighter
+_CORTEX_MM = 7.0  # thickness of the kidney's outer layer
 _WALL_MM = 3.5  # of stomach and bowel; what lies deeper is content
 _MARGIN_MM = 12.0  # of the patient's first and last slices never scanned: nothing is known beyond them
 _FAT_REACH_MM = 60.0  # how far from the trunk's muscle the layer of fat is stretched
@@ -164,7 +150,7 @@ class Torso(Template):
     @cached_property
     def clean(self) -> Array:
         """(X, Y, Z) HU of the body in air, the scan's own noise averaged away between edges."""
-        image = np.where(self.body, np.clip(self.anatomy.image, -1024.0, _DENSEST), _AIR)
+        image = np.where(self.body, np.clip(self.anatomy.image, -1024.0, _DENSEST), AIR)
         for _ in range(2):
             image = _average_alike(image, _ALIKE)
         return image
@@ -178,12 +164,7 @@ class Torso(Template):
     def core(self) -> NDArray[np.bool_]:
         """(X, Y, Z) all that lies under the layer of fat: the trunk out to its muscles."""
         lean = (self.clean > -30.0) & ndimage.binary_erosion(self.body, np.ones((5, 5, 1), bool))
-        solid = ndimage.binary_opening(lean, np.ones((3, 3, 1), bool))
-        closed = ndimage.binary_closing(solid, np.ones((9, 9, 1), bool))
-        filled = np.stack(
-            [ndimage.binary_fill_holes(closed[:, :, z]) for z in range(closed.shape[2])], axis=2
-        )
-        return np.asarray(ndimage.binary_opening(filled, np.ones((5, 5, 1), bool)))
+        return under_fat(lean)
 
     @cached_property
     def fat_push(self) -> Array:
@@ -192,12 +173,7 @@ class Torso(Template):
         A point at the depth d outside the trunk's muscle moves with d: what flows so stretches by the
         same factor everywhere, and the skin goes with it.
         """
-        depth = ndimage.distance_transform_edt(~self.core) * self.spacing
-        smooth = ndimage.gaussian_filter(np.minimum(depth, _FAT_REACH_MM), 6.0 / self.spacing)
-        push = gradient(smooth, self.spacing) * np.minimum(depth, _FAT_REACH_MM)
-        return np.stack(
-            [np.asarray(ndimage.map_coordinates(p, self.lattice, order=1, mode="nearest")) for p in push]
-        )
+        return fat_push(self.core, self.spacing, self.lattice)
 
     @cached_property
     def box(self) -> tuple[Array, Array]:
@@ -225,7 +201,7 @@ class Torso(Template):
         gassy = image < -150.0
         image[hollow & gassy] = ENHANCEMENT["colon"][0]
         # What of the gas spread into the voxels beside the organ is fat there.
-        image[ndimage.binary_dilation(hollow, iterations=2) & ~hollow & gassy & self.body] = _FAT
+        image[ndimage.binary_dilation(hollow, iterations=2) & ~hollow & gassy & self.body] = FAT
         return image
 
     @cached_property
@@ -249,6 +225,26 @@ class Torso(Template):
             better = share > most
             fine[better], most[better] = code, share[better]
         return fine
+
+
+def under_fat(lean: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """:attr:`Torso.core` of what is neither fat nor skin, (X, Y, Z) on voxels of about 3 mm."""
+    solid = ndimage.binary_opening(lean, np.ones((3, 3, 1), bool))
+    closed = ndimage.binary_closing(solid, np.ones((9, 9, 1), bool))
+    filled = np.stack(
+        [ndimage.binary_fill_holes(closed[:, :, z]) for z in range(closed.shape[2])], axis=2
+    )
+    return np.asarray(ndimage.binary_opening(filled, np.ones((5, 5, 1), bool)))
+
+
+def fat_push(core: NDArray[np.bool_], spacing: float, nodes: Array) -> Array:
+    """:attr:`Torso.fat_push` of what lies under the fat, (X, Y, Z), at nodes (3, x, y, z), voxels."""
+    depth = ndimage.distance_transform_edt(~core) * spacing
+    smooth = ndimage.gaussian_filter(np.minimum(depth, _FAT_REACH_MM), 6.0 / spacing)
+    push = gradient(smooth, spacing) * np.minimum(depth, _FAT_REACH_MM)
+    return np.stack(
+        [np.asarray(ndimage.map_coordinates(p, nodes, order=1, mode="nearest")) for p in push]
+    )
 
 
 def _in_parts(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -323,31 +319,9 @@ def scan_grid(template: Torso, subject: Patient, site: SiteKnobs, rng: np.random
     return Grid.around(low, high, site.voxel_mm)
 
 
-def organ_hu(site: SiteKnobs, cohort: CohortKnobs, rng: np.random.Generator) -> dict[str, float]:
-    """A person's mean HU by tissue at this site.
-
-    ``phase`` says how far contrast has come: from native through arterial to portal venous; timing, dose
-    and circulation differ from person to person, and every organ a little for itself. A fat liver is
-    darker, which every eighth person's is by 10 HU and more.
-    """
-    phase: str = site.phase
-    if phase == "mixed":
-        phase = str(rng.choice([one for one in get_args(Phase) if one != "mixed"]))
-    late = float(np.clip({"arterial": 0.0, "portal": 1.0}.get(phase, 0.0) + 0.12 * rng.normal(), 0, 1))
-    strength = float(np.exp(cohort.enhancement_sd * rng.standard_normal())) * (phase != "native")
-    own = cohort.organ_sd_hu * np.clip(rng.standard_normal(len(ENHANCEMENT)), -2.5, 2.5)
-    fatty = 12.0 * float(np.clip(rng.standard_normal() - 0.3, 0.0, 3.0))
-    hu = {}
-    for (name, (native, arterial, portal)), shift in zip(ENHANCEMENT.items(), own, strict=True):
-        contrast = (1.0 - late) * arterial + late * portal - native
-        hu[name] = native + strength * contrast + shift - (fatty if name == "liver" else 0.0)
-    hu["cortex"] = strength * (1.0 - late) * _CORTEX_LEAD
-    return hu
-
-
 def paint(template: Torso, site: SiteKnobs, cohort: CohortKnobs, rng: np.random.Generator) -> Array:
     """(X, Y, Z) HU of a person's tissues on the template's grid."""
-    hu = organ_hu(site, cohort, rng)
+    hu = organ_hu(site.phase, cohort.organ_sd_hu, cohort.enhancement_sd, rng)
     image = template.emptied.copy()
     for name, mean in hu.items():
         if name not in template.tissue:
@@ -372,7 +346,7 @@ def paint(template: Torso, site: SiteKnobs, cohort: CohortKnobs, rng: np.random.
 def _fill(image: Array, template: Torso, site: SiteKnobs, rng: np.random.Generator) -> None:
     """Fill stomach and bowel: gas in front, where it rises to, then fluid, food, stool or contrast."""
     front = np.arange(image.shape[1])[None, :, None] * template.spacing
-    contrast = rng.uniform(120.0, 320.0) if rng.random() < site.oral_contrast else None
+    contrast = rng.uniform(*ORAL_CONTRAST) if rng.random() < site.oral_contrast else None
     patches = _patches(image.shape, 18.0 / template.spacing, rng)
     crumbs = _patches(image.shape, 4.0 / template.spacing, rng)
     if "stomach" in template.content:
@@ -380,7 +354,7 @@ def _fill(image: Array, template: Torso, site: SiteKnobs, rng: np.random.Generat
         level = np.quantile(np.broadcast_to(front, image.shape)[inside], rng.uniform(0.35, 1.0))
         food = rng.uniform(5.0, 45.0) if contrast is None else contrast
         image[inside] = (food + 12.0 * crumbs * rng.random())[inside]
-        image[inside & (front > level)] = _AIR + 30.0
+        image[inside & (front > level)] = AIR + 30.0
     for name, gas_from, rough in (("small_bowel", 2.6, 8.0), ("colon", 0.2, 45.0)):
         if name not in template.content:
             continue
@@ -392,7 +366,7 @@ def _fill(image: Array, template: Torso, site: SiteKnobs, rng: np.random.Generat
             filled = np.where(patches < rng.uniform(-0.5, 1.0), contrast + 0.5 * filled, filled)
         filled = np.where(crumbs > 2.0, filled - 8.0 * rough, filled)  # gas bubbles in stool
         gas = risen > gas_from + rng.uniform(-0.4, 1.0)
-        image[inside] = np.where(gas, _AIR + 40.0, filled)[inside]
+        image[inside] = np.where(gas, AIR + 40.0, filled)[inside]
 
 
 def _patches(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> Array:
@@ -433,12 +407,8 @@ def _around(image: Array, grid: Grid, site: SiteKnobs, rng: np.random.Generator)
     rise = site.table_dip_mm * ((x - middle) / 250.0) ** 2
     lowest = np.where(body.any(axis=1), np.take(y[0, :, 0], body.argmax(axis=1)), np.inf)[:, None, :]
     surface = float((lowest - rise).min()) - rng.uniform(4.0, 15.0) + rise
-    below = surface - y  # mm into the table
-    table = np.full(image.shape, _AIR)
-    for depth, thick, hu in ((1.5, 3.0, rng.uniform(-150.0, 250.0)), (24.0, 2.0, -100.0)):
-        table = np.maximum(table, _AIR + (hu - _AIR) * _covered(below - depth, thick, grid.voxel_mm[1]))
-    table = np.maximum(table, np.where((below > 2.0) & (below < 24.0), -940.0, _AIR))
-    table = np.where(np.abs(x - middle) < 265.0, table, _AIR)
+    shell = rng.uniform(*TABLE_SHELL)
+    table = table_hu(x - middle, y, surface, shell, grid.voxel_mm[1])
     image = np.where(body | (image > -950.0), image, np.maximum(image, table))
     if site.arms and (left - x[0, 0, 0] > 30.0 or x[-1, 0, 0] - right > 30.0):
         for side, sign in ((left, -1.0), (right, 1.0)):
@@ -454,16 +424,11 @@ def _arm(grid: Grid, side: float, sign: float, surface: Array, rng: np.random.Ge
     at_x = side + sign * (radius + rng.uniform(2.0, 20.0)) + along
     at_y = np.max(surface) + radius + rng.uniform(5.0, 40.0)
     away = np.sqrt((x - at_x) ** 2 + (1.15 * (y - at_y)) ** 2)
-    arm = np.full(grid.shape, _AIR)
-    for share, hu in ((1.0, 20.0), (0.95, _FAT), (0.78, 55.0), (0.27, 950.0), (0.17, 60.0)):
+    arm = np.full(grid.shape, AIR)
+    for share, hu in ((1.0, 20.0), (0.95, FAT), (0.78, 55.0), (0.27, 950.0), (0.17, 60.0)):
         inside = np.clip((share * radius - away) / grid.voxel_mm[0] + 0.5, 0.0, 1.0)
         arm = arm + (hu - arm) * inside
     return arm
-
-
-def _covered(distance: Array, thick: float, voxel: float) -> Array:
-    """How much of a voxel a layer of ``thick`` mm covers whose middle is ``distance`` mm away."""
-    return np.clip((thick / 2.0 - np.abs(distance)) / voxel + 0.5, 0.0, min(1.0, thick / voxel))
 
 
 def _quantum_noise(image: Array, grid: Grid, kernel_mm: float, rng: np.random.Generator) -> Array:

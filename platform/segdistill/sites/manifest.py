@@ -24,7 +24,8 @@ class Case:
         subject: pseudonym; all cases of a subject are in one split.
         image: path of the scan, relative to the site's folder; None where scans are rendered from the
             label map while training.
-        label: path of the label map on the scan's grid, in the task's codes; None where there is none.
+        label: path of the label map on the scan's grid, in the task's codes, 255 where the source can't
+            tell (``overlap.IGNORED``); None where there is none.
             Without a scan it is in the site's ``source_codes``.
         split: ``train``, ``val`` or ``test``.
         scanner: facts of the acquisition, e.g. ``{"voxel_mm": [1.0, 1.0, 1.0]}``.
@@ -62,7 +63,8 @@ class Site:
         structures: label code to structure name; 0 is background and not listed.
         cases: the cases, sorted by name.
         note: what a reader must know about this data, in one or two sentences.
-        source_codes: of label maps without scans, each code to the task's, 0 for background.
+        source_codes: of label maps without scans, each code to the task's, 0 for background and 255 for
+            ignored.
     """
 
     site: str

@@ -1,6 +1,7 @@
 """The plan, made from the training split, and the training cases as the networks see them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,12 +15,14 @@ from segdistill.files import SegdistillError, atomic_folder, write_json
 from segdistill.params import Count, Positive
 from segdistill.runtime.plan import Foreground, Mode, Normalisation, Plan, Structure
 from segdistill.runtime.preprocess import preprocess, preprocess_label
+from segdistill.sites.draw import Render
 from segdistill.sites.manifest import Case, Site
 from segdistill.volume import Volume, check_volume, grid_difference, read_label_map, read_volume
 
 #: Writes a label map, and the task's code of each of its codes, to files named after the stem.
 WritePerson = Callable[[Volume, Mapping[int, int], Path], None]
 
+_DRAWN = 3  # scans that are rendered of a label map for the HU statistics
 _SAMPLES = 100_000  # labelled voxels per case for the HU statistics, some several times in a small case
 
 
@@ -82,23 +85,29 @@ def usable_cases(sites: Iterable[tuple[Path, Site]]) -> list[Entry]:
     return found
 
 
-def hold_out(sites: list[tuple[Path, Site]], name: str) -> list[tuple[Path, Site]]:
-    """The sites, one of them kept out of training as if its manifest said so.
+def hold_out(sites: list[tuple[Path, Site]], names: Sequence[str]) -> list[tuple[Path, Site]]:
+    """The sites, some of them kept out of training as if their manifests said so.
 
     Raises:
-        SegdistillError: no site of that name.
+        SegdistillError: no site of such a name.
     """
-    if name not in {site.site for _, site in sites}:
-        raise SegdistillError(
-            f"{name}: no such site; there are {', '.join(site.site for _, site in sites)}."
-        )
+    there = [site.site for _, site in sites]
+    for name in names:
+        if name not in there:
+            raise SegdistillError(f"{name}: no such site; there are {', '.join(there)}.")
     return [
-        (folder, replace(site, held_out=True) if site.site == name else site) for folder, site in sites
+        (folder, replace(site, held_out=True) if site.site in names else site) for folder, site in sites
     ]
 
 
 def make_plan(
-    sites: list[tuple[Path, Site]], knobs: PlanKnobs, *, task: str, stem_stride: int, stages: int
+    sites: list[tuple[Path, Site]],
+    knobs: PlanKnobs,
+    *,
+    task: str,
+    stem_stride: int,
+    stages: int,
+    render: Callable[[], Render],
 ) -> Plan:
     """Make the plan; only training cases are looked at.
 
@@ -108,6 +117,7 @@ def make_plan(
         task: name of the task.
         stem_stride: stride of the networks' first level, voxels.
         stages: the networks' resolution levels.
+        render: makes what draws scans of a label map, where HU statistics need it.
 
     Raises:
         SegdistillError: a knob makes no sense, sites follow different label
@@ -123,7 +133,7 @@ def make_plan(
     if spacing is None:
         spacing = median_spacing((_read_grid(entry) for entry in train), knobs.orientation)
     if knobs.normalisation == "ct":
-        pairs = (_read_pair(entry) for entry in train if entry.image)
+        pairs = (pair for entry in train for pair in _pairs(entry, render))
         normalisation = hu_statistics(pairs, sites[0][1].structures)
     else:
         normalisation = Normalisation(knobs.normalisation)
@@ -190,7 +200,7 @@ class Prepared:
 
     Attributes:
         image: (1, X, Y, Z) float16, normalised, on the plan's grid.
-        label: (X, Y, Z) uint8 channel indices, 0 background; None where there is none.
+        label: (X, Y, Z) uint8 channel indices, 0 background, or ignored; None where there is none.
     """
 
     image: NDArray[np.float16]
@@ -305,6 +315,13 @@ def _read_grid(entry: Entry) -> Volume:
     return read_label_map(entry.label)
 
 
-def _read_pair(entry: Entry) -> tuple[Volume, Volume]:
-    scan = _read_scan(entry)
-    return scan, _read_label(entry, scan)
+def _pairs(entry: Entry, render: Callable[[], Render]) -> Iterator[tuple[Volume, Volume]]:
+    """A labelled case's scan and label map; of a label map without a scan, several drawn ones."""
+    if entry.image:
+        scan = _read_scan(entry)
+        yield scan, _read_label(entry, scan)
+        return
+    draw = render()(_read_grid(entry), entry.site.source_codes)
+    for number in range(_DRAWN):
+        scan, labels = draw(np.random.default_rng([zlib.crc32(entry.case.case.encode()), number]))
+        yield scan, Volume(labels, scan.affine)

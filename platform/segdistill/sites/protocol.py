@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from segdistill.files import SegdistillError, visible
+from segdistill.overlap import IGNORED
 from segdistill.texts import read_yaml_mapping
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 
 BACKGROUND = "background"
+#: As in nnU-Net: what a label map can't tell is neither background nor any of the structures.
+IGNORE = "ignore"
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Protocol:
     Attributes:
         task: e.g. ``brain_mri``.
         name: the protocol's name, e.g. ``mindboggle-10``.
-        structures: label code (1 to 255) to structure name; 0 is background and not listed.
-        maps: by name of a tool, that tool's label code to this protocol's (0: background).
+        structures: label code (1 to 254) to structure name; 0 is background and not listed.
+        maps: by name of a tool, that tool's label code to this protocol's (0: background, 255: ignored).
     """
 
     task: str
@@ -38,13 +41,19 @@ class Protocol:
         """FreeSurfer's codes to this protocol's; empty if the task has no such map."""
         return self.maps.get("freesurfer", {})
 
+    @property
+    def codes(self) -> dict[str, int]:
+        """The code of every structure's name, of ``background`` and of ``ignore``."""
+        named = {name: code for code, name in self.structures.items()}
+        return named | {BACKGROUND: 0, IGNORE: IGNORED}
+
     def code_of(self, structure: str) -> int:
-        """The code of a structure's name; 0 for ``background``.
+        """One of :attr:`codes`.
 
         Raises:
             KeyError: no structure has this name.
         """
-        return ({name: code for code, name in self.structures.items()} | {BACKGROUND: 0})[structure]
+        return self.codes[structure]
 
 
 def read_protocol(task: str, folder: Path = PROTOCOLS) -> Protocol:
@@ -68,10 +77,12 @@ def read_protocol(task: str, folder: Path = PROTOCOLS) -> Protocol:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SegdistillError(f"{path}: not a label protocol ({error!r}). Mend the file.") from error
     names = list(structures.values())
-    if not names or len(set(names)) != len(names) or BACKGROUND in names:
-        raise SegdistillError(f"{path}: structure names must exist, differ and not be {BACKGROUND}.")
-    if not all(1 <= code <= 255 for code in structures) or body["task"] != task:
-        raise SegdistillError(f"{path}: codes must be 1 to 255 and the task {task!r}.")
+    if not names or len(set(names)) != len(names) or {BACKGROUND, IGNORE} & set(names):
+        raise SegdistillError(
+            f"{path}: structure names must exist, differ and not be {BACKGROUND} or {IGNORE}."
+        )
+    if not all(1 <= code < IGNORED for code in structures) or body["task"] != task:
+        raise SegdistillError(f"{path}: codes must be 1 to {IGNORED - 1} and the task {task!r}.")
     return Protocol(protocol.task, protocol.name, structures, maps)
 
 

@@ -10,7 +10,7 @@ from segdistill.files import json_bytes, read_json, sha256_of
 from segdistill.network.architecture import NetworkKnobs
 from segdistill.params import build
 from segdistill.runtime.plan import Plan
-from segdistill.simulation.rendering.knobs import RenderingKnobs
+from segdistill.simulation.rendering.knobs import KNOBS, RenderingKnobs
 from segdistill.training.distillation.knobs import DistillationKnobs
 from segdistill.training.knobs import TrainingKnobs
 
@@ -38,7 +38,7 @@ class Job:
         start: folder of the model whose weights it starts from; None for random ones.
         network: what the architecture is scaled from.
         training: how it is trained.
-        rendering: how scans are drawn from label maps.
+        rendering: how scans are drawn from label maps, by knobs of the plan's modality.
         distillation: how a student is taught; None without a teacher.
         tracking: ``{"uri": ..., "run_id": ...}`` of the MLflow run that follows along, or empty.
     """
@@ -69,13 +69,14 @@ class Job:
         """The job of which :meth:`to_json` gave the values.
 
         Raises:
-            SegdistillError: knobs that are none.
+            SegdistillError: knobs that are none, or no plan where it says.
         """
+        rendering = KNOBS[Plan.read(Path(body["plan"])).modality]
         taught = body["distillation"]
         knobs = {
             "network": build(NetworkKnobs, body["network"], "job", "network"),
             "training": build(TrainingKnobs, body["training"], "job", "training"),
-            "rendering": build(RenderingKnobs, body["rendering"], "job", "rendering"),
+            "rendering": build(rendering, body["rendering"], "job", "rendering"),
             "distillation": taught and build(DistillationKnobs, taught, "job", "distillation"),
         }
         return cls(**{**body, **knobs})
@@ -93,6 +94,7 @@ class Job:
         source = Path(__file__).resolve().parents[1]
         rooms = ("network", "training", "simulation/rendering")
         code = [path for room in rooms for path in (source / room).rglob("*.py")]
+        code.append(source / "simulation" / "hounsfield.py")
         if self.teacher is None:  # how students are taught is no matter of teachers and controls
             code = [path for path in code if path.parent.name != "distillation"]
         body = self.to_json() | {

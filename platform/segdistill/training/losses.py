@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segdistill.overlap import IGNORED
+
 
 def dice_ce(logits: Tensor, label: Tensor, dice_weight: float = 1.0, ce_weight: float = 1.0) -> Tensor:
     """Soft Dice loss (over the batch, mean of the structures) plus cross-entropy.
@@ -16,7 +18,7 @@ def dice_ce(logits: Tensor, label: Tensor, dice_weight: float = 1.0, ce_weight: 
 
     Args:
         logits: (B, K, X, Y, Z) float.
-        label: (B, X, Y, Z) int64, channel indices.
+        label: (B, X, Y, Z) int64, channel indices; voxels that are ``overlap.IGNORED`` count nowhere.
         dice_weight: of the Dice term.
         ce_weight: of the cross-entropy term.
     """
@@ -27,14 +29,14 @@ def dice_ce(logits: Tensor, label: Tensor, dice_weight: float = 1.0, ce_weight: 
 class _DiceCE(torch.autograd.Function):
     """The loss and its derivative, from one softmax.
 
-    With p = softmax(logits), label y and N voxels, and for each of the structures k > 0
-    Dice_k = (2 I_k + e) / (P_k + T_k + e), where I_k sums p_k over the voxels of k, P_k sums p_k over
-    all voxels and T_k counts the voxels of k, the loss is
+    With p = softmax(logits), label y and N voxels that aren't ignored, and for each of the structures
+    k > 0 Dice_k = (2 I_k + e) / (P_k + T_k + e), where I_k sums p_k over the voxels of k, P_k sums p_k
+    over all voxels and T_k counts the voxels of k, the loss is
     dice_weight * (1 - mean Dice_k) + ce_weight * mean(-log p_y).
 
     The Dice term's derivative by p_k is a_k, and b_k more where k = y. With c = ce_weight / N and
     s = sum_k a_k p_k + b_y p_y, the loss's derivative by a logit is
-    p_k (a_k + c - s) + [k = y] (b_y p_y - c).
+    p_k (a_k + c - s) + [k = y] (b_y p_y - c), and 0 at an ignored voxel.
     """
 
     @staticmethod
@@ -43,7 +45,15 @@ class _DiceCE(torch.autograd.Function):
     ) -> Tensor:
         batch, classes = logits.shape[:2]
         label = label.reshape(batch, 1, -1)
+        ignored = label == IGNORED
         p = functional.log_softmax(logits.reshape(batch, classes, -1), dim=1)
+        voxels = label.numel()
+        if ignored.any():
+            # As if such voxels were background beyond doubt: no share in any sum, and no slope.
+            p = p.masked_fill(ignored, -torch.inf)
+            label = label.masked_fill(ignored, 0)
+            p[:, :1].masked_fill_(ignored, 0.0)
+            voxels -= int(ignored.sum())
         log_p_true = p.gather(1, label)
         p = p.exp_()
         flat = label.reshape(-1)
@@ -54,9 +64,10 @@ class _DiceCE(torch.autograd.Function):
         share = torch.full_like(size, dice_weight / (classes - 1))
         share[0] = 0  # background has no Dice
         ctx.save_for_backward(p, label, share * dice / size, -2 * share / size)
-        ctx.ce_share = ce_weight / flat.numel()
+        ce_share = ce_weight / max(voxels, 1)
+        ctx.ce_share = ce_share
         ctx.shape = logits.shape
-        return dice_weight * (1 - dice[1:].mean()) - ce_weight * log_p_true.mean()
+        return dice_weight * (1 - dice[1:].mean()) - ce_share * log_p_true.sum()
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]

@@ -25,8 +25,8 @@ class TrainingCase:
     Attributes:
         case: its name.
         image: (1, X, Y, Z) float16 on the plan's grid, normalised; memory-mapped.
-        label: (X, Y, Z) uint8 channel indices; memory-mapped. Of an unlabelled case, the class that the
-            teacher finds likeliest.
+        label: (X, Y, Z) uint8 channel indices, or ignored; memory-mapped. Of an unlabelled case, the
+            class that the teacher finds likeliest.
         soft: (4, X, Y, Z) uint8 soft labels of the teacher, kept as ``distillation/soft_labels.py``
             says, or None; memory-mapped.
     """
@@ -83,7 +83,7 @@ class Batch:
 
     Attributes:
         image: (B, 1, X, Y, Z) float32.
-        label: (B, X, Y, Z) int64 channel indices.
+        label: (B, X, Y, Z) int64 channel indices; ``overlap.IGNORED`` where it can't be told.
         soft: (B, 4, X, Y, Z) uint8 soft labels, moved along with the image; None without a teacher.
     """
 

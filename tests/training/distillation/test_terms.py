@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import IGNORED
 from segdistill.params import build
 from segdistill.training.distillation.context import PLACES, context_loss, places_by_class
 from segdistill.training.distillation.knobs import DistillationKnobs
@@ -137,3 +138,16 @@ def test_knobs_that_make_no_sense_are_refused(change: dict[str, object], said: s
     with pytest.raises(SegdistillError, match=said) as error:
         build(DistillationKnobs, asdict(DISTILLATION) | change, "params.yaml", "distillation")
     assert "params.yaml: distillation" in str(error.value)
+
+
+def test_ignored_voxels_are_no_region_and_no_place() -> None:
+    """The region term is that of the other voxels, and no affinity is taken of an ignored one."""
+    student, teacher = torch.randn(1, 4, 6, 6, 6), torch.randn(1, 4, 6, 6, 6)
+    label = torch.randint(0, 3, (1, 6, 6, 6))
+    label[:, 3:] = IGNORED
+    value = region_loss(student, teacher, label, 3)
+    changed = student.clone()
+    changed[:, :, 3:] += 5.0
+    assert region_loss(changed, teacher, label, 3).item() == pytest.approx(value.item())
+    places = places_by_class(label, 3, torch.Generator().manual_seed(0))
+    assert (label.reshape(-1)[places] < 3).all()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segdistill.files import SegdistillError, atomic_path, read_json, write_json
+from segdistill.overlap import IGNORED
 from segdistill.runtime.plan import Plan
 
 BORDER = 4  # voxels of air around the codes: what lies beyond the map is looked up there
@@ -28,14 +29,22 @@ AIR = "air"
 class Tissue:
     """What looks alike in a scan.
 
+    Brightness is of white matter in MR, in HU in CT.
+
     Attributes:
         name: e.g. ``thalamus``.
         between: the two anchors that brightness is measured by.
         bright: from and to, 0 at the first anchor and 1 at the second.
-        grain: standard deviation from voxel to voxel, from and to, of white matter.
-        patches: standard deviation of the slow variation, from and to, of white matter.
+        grain: standard deviation from voxel to voxel, from and to.
+        patches: standard deviation of the slow variation, from and to.
+        hu: what is added in CT, from and to.
         brain: whether skull stripping keeps it.
-        grows: whether it is the ventricles, whose size may be changed.
+        arm: whether it is of an arm, which a scan may be without.
+        grows: whether its size may be changed: it is the ventricles, or fat and skin.
+        gas: of what a hollow organ holds: share of a loop's height that is gas, from and to; below 0:
+            none. None: it is something else.
+        loop: of the same: which loop it is in; those of one number are filled alike.
+        height: of the same: how high it lies in its loop, 0 to 1.
     """
 
     name: str
@@ -43,11 +52,13 @@ class Tissue:
     bright: tuple[float, float]
     grain: tuple[float, float]
     patches: tuple[float, float]
+    hu: tuple[float, float] = (0.0, 0.0)
     brain: bool = False
+    arm: bool = False
     grows: bool = False
-
-
-UNKNOWN = Tissue("unknown", (AIR, "white"), (0.0, 1.3), (0.0, 0.1), (0.0, 0.2))
+    gas: tuple[float, float] | None = None
+    loop: int = 0
+    height: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +68,22 @@ class LabelMap:
     Attributes:
         codes: (X, Y, Z) uint8 compact codes 0..C-1, 0 is air; a border of ``BORDER`` voxels is air.
         depth: (X, Y, Z) int8 distance from the brain's surface in quarters of a millimetre, negative
-            inside, at most 127: what skull stripping goes by.
+            inside, at most 127: what skull stripping goes by; of a trunk (0, 0, 0).
         push: (3, x, y, z) float32 mm on nodes ``push_step`` voxels apart: how a point looks further out
-            when the logarithm of the ventricles' size grows by one; no nodes where none are known.
+            when the logarithm of what grows, the ventricles' size or the thickness of the fat, grows by
+            one; no nodes where none are known.
         places: (N, 4) int16 remembered voxels: the structure's code, and its place (x, y, z).
         voxel_mm: edge of a voxel, mm.
         push_step: distance of the nodes of ``push``, voxels.
-        structure: the task's label code of every compact code; 0 for background.
+        structure: the task's label code of every compact code; 0 for background, 255 for ignored.
         tissue: of every compact code, an index into ``tissues``. Codes of one tissue (its left and right
             part) get nearly the same brightness.
         tissues: see :class:`~segdistill.simulation.rendering.tissues.Tissue`.
         counts: voxels of every compact code.
-        centre: (x, y, z) of the brain, or of all that isn't air, voxels.
+        centre: (x, y, z) of what is kept, voxels.
         content: first and one past the last voxel of all that isn't air, per axis.
-        brain: the same of what skull stripping keeps; of all where nothing is brain.
+        kept: the same of what is kept: the brain; where there is none, all but the arms.
+        core: the same of what lies under the fat in a trunk; else of what is kept.
     """
 
     codes: Tensor
@@ -85,11 +98,15 @@ class LabelMap:
     counts: tuple[int, ...]
     centre: tuple[float, float, float]
     content: tuple[tuple[int, int], ...]
-    brain: tuple[tuple[int, int], ...]
+    kept: tuple[tuple[int, int], ...]
+    core: tuple[tuple[int, int], ...]
 
     def channels(self, plan: Plan) -> tuple[int, ...]:
-        """The plan's channel of every compact code; 0 where the plan doesn't have the structure."""
-        channel = {code: index for index, code in enumerate(plan.codes)}
+        """The plan's channel of every compact code; 0 where the plan doesn't have the structure.
+
+        What is ignored stays so.
+        """
+        channel = {code: index for index, code in enumerate(plan.codes)} | {IGNORED: IGNORED}
         return tuple(channel.get(code, 0) for code in self.structure)
 
     def to(self, device: torch.device) -> "LabelMap":

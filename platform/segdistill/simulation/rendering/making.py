@@ -1,6 +1,6 @@
-"""Making a person's label map from a segmentation: FreeSurfer's, or any other."""
+"""Making a person's label map from a segmentation: FreeSurfer's, a phantom's, or any other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import IGNORED
 from segdistill.simulation.anatomy import Anatomy
+from segdistill.simulation.ct import fat_push, under_fat
 from segdistill.simulation.mri import Head
-from segdistill.simulation.rendering.labelmap import AIR, BORDER, DEPTH_MM, UNKNOWN, LabelMap, Tissue
-from segdistill.simulation.rendering.tissues import Tissues, read_tissues
-from segdistill.sites.imports.labelmaps import not_cubes
+from segdistill.simulation.rendering.labelmap import AIR, BORDER, DEPTH_MM, LabelMap, Tissue
+from segdistill.simulation.rendering.tissues import UNKNOWN, Tissues, read_tissues
+from segdistill.sites.imports.cubes import are_cubes
 from segdistill.sites.imports.labels import CodeMap, codes_in
 from segdistill.sites.protocol import read_protocol
 from segdistill.volume import Volume
@@ -24,6 +26,8 @@ from segdistill.volume import Volume
 _CENTRES = 2000  # remembered voxels per structure
 _CLOSED_MM = 4.0  # sulci narrower than twice that count as brain when a skull is stripped
 _FAR = 127  # depth that stands for all beyond
+_LAYERS, _LOOPS = 6, 4  # of what a hollow organ holds, told apart
+_COARSE_MM, _NODES_MM = 3.0, 6.0  # grid on which the fat is looked for, and on which it grows
 _VENTRICLES = read_protocol("brain_mri").code_of("ventricles")
 
 
@@ -34,41 +38,51 @@ def make_label_map(
 
     Args:
         labels: integer codes on cubic voxels, axes in any order; e.g. FreeSurfer's.
-        structures: source code to the task's label code (0: background), as
+        structures: source code to the task's label code (0: background, 255: ignored), as
             ``sites.imports.labels.CodeMap.codes``. A code that isn't listed is background.
         tissues: what the codes look like. A code that isn't listed is a tissue of its own that gets any
-            brightness at every draw, and is brain if it is a structure.
+            brightness at every draw, and in a head is brain if it is a structure.
         seed: of the remembered places.
 
     Raises:
         SegdistillError: voxels aren't cubes, or codes are more than 256, or all is air.
     """
-    if why := not_cubes(labels):
-        raise SegdistillError(f"the label map: {why}.")
+    if not are_cubes(labels):
+        edges = " x ".join(f"{size:g}" for size in labels.spacing_mm)
+        raise SegdistillError(f"the label map's voxels are {edges} mm, no cubes. Import the site again.")
     sizes = labels.spacing_mm
     turned = nib.orientations.apply_orientation(
         labels.array, nib.orientations.io_orientation(labels.affine)
     )
     table, source = _compact(codes_in(turned), structures, tissues)
-    if len(table) > 256:
-        raise SegdistillError(
-            f"the label map has {len(table)} tissues, 256 fit. Name several codes as one tissue."
-        )
     if len(table) < 2:
         raise SegdistillError("the label map has nothing but air. Check the export.")
-    kinds = list(dict.fromkeys(entry[1] for entry in table))
+    _limited(table)
     compact = CodeMap(source, {}).apply(turned)
     content = _extent(compact > 0)
-    compact = np.pad(compact[tuple(slice(*e) for e in content)], BORDER)
-    is_brain = np.array([tissue.brain for _, tissue, _ in table])
-    inside = is_brain[compact] if is_brain[np.unique(compact)].any() else compact > 0
+    layered, table = _layered(np.pad(compact[tuple(slice(*e) for e in content)], BORDER), table)
+    _limited(table)
+    compact = layered.astype(np.uint8)
+    kinds = list(dict.fromkeys(entry[1] for entry in table))
+    is_brain, is_arm, grows = (
+        np.array([getattr(tissue, name) for _, tissue, _ in table]) for name in ("brain", "arm", "grows")
+    )
+    inside = is_brain[compact] if is_brain.any() else (compact > 0) & ~is_arm[compact]
+    if not inside.any():
+        inside = compact > 0
     voxel = float(np.mean(sizes))
     structure = np.array([code for code, _, _ in table], np.uint8)
-    grows = np.array([tissue.grows for _, tissue, _ in table])[compact]
-    push, step = _push(grows, voxel)
+    core = kept = _extent(inside)
+    depth = np.zeros((0, 0, 0), np.int8)
+    if tissues.modality == "ct":
+        push, step, under = _fat_push(inside & ~grows[compact], voxel)
+        core = under or kept
+    else:
+        push, step = _push(grows[compact], voxel)
+        depth = _depth(inside, voxel)
     return LabelMap(
         codes=torch.from_numpy(compact),
-        depth=torch.from_numpy(_depth(inside, voxel)),
+        depth=torch.from_numpy(depth),
         push=torch.from_numpy(push),
         places=torch.from_numpy(_places(structure[compact], np.random.default_rng([seed, 0xCE]))),
         voxel_mm=voxel,
@@ -79,7 +93,8 @@ def make_label_map(
         counts=tuple(np.bincount(compact.ravel(), minlength=len(table)).tolist()),
         centre=_three(ndimage.center_of_mass(inside)),
         content=tuple((BORDER, BORDER + stop - start) for start, stop in content),
-        brain=_extent(inside),
+        kept=kept,
+        core=core,
     )
 
 
@@ -97,15 +112,52 @@ def _compact(
     """The distinct rows of the compact table, air first, and the row of every source code."""
     rows: dict[Row, int] = {(0, tissues.tissues[AIR], 0): 0}
     source = {}
+    has_brain = any(tissue.brain for tissue in tissues.tissues.values())
     for code in sorted(codes):
         structure = structures.get(code, 0)
         if code in tissues.part_of:
             name, part = tissues.part_of[code]
             row = (structure, tissues.tissues[name], part)
         else:
-            row = (structure, replace(UNKNOWN, name=f"unknown {code}", brain=structure > 0), 0)
+            brain = has_brain and structure not in (0, IGNORED)
+            row = (structure, replace(UNKNOWN[tissues.modality], name=f"unknown {code}", brain=brain), 0)
         source[code] = rows.setdefault(row, len(rows))
     return list(rows), source
+
+
+def _limited(table: Sequence[Row]) -> None:
+    if len(table) > 256:
+        raise SegdistillError(
+            f"the label map has {len(table)} tissues, 256 fit. Name several codes as one tissue."
+        )
+
+
+def _layered(compact: NDArray[np.uint8], table: list[Row]) -> tuple[NDArray[np.int16], list[Row]]:
+    """What hollow organs hold, in layers one above the other in every loop: more codes, more rows.
+
+    People lie on their back, so gas rises to the front. Loops of an organ are numbered in turns.
+    """
+    found, rows = compact.astype(np.int16), list(table)
+    for code, (structure, tissue, part) in enumerate(table):
+        if not tissue.gas:
+            continue
+        loops, _ = ndimage.label(compact == code)
+        numbers: dict[tuple[int, int], int] = {}
+        for index, box in enumerate(ndimage.find_objects(loops)):
+            own = loops[box] == index + 1
+            behind = np.arange(own.shape[1]) * _LAYERS // own.shape[1]
+            for layer in sorted(set(behind.tolist())):
+                key = index % _LOOPS, layer
+                if key not in numbers:
+                    height = (layer + 0.5) / _LAYERS
+                    numbers[key] = len(rows) if numbers else code
+                    row = structure, replace(tissue, loop=key[0], height=height), part
+                    if numbers[key] == code:
+                        rows[code] = row
+                    else:
+                        rows.append(row)
+                found[box][own & (behind == layer)[None, :, None]] = numbers[key]
+    return found, rows
 
 
 def _extent(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
@@ -131,6 +183,24 @@ def _depth(inside: NDArray[np.bool_], voxel_mm: float) -> NDArray[np.int8]:
     return depth
 
 
+def _fat_push(
+    lean: NDArray[np.bool_], voxel_mm: float
+) -> tuple[NDArray[np.float32], float, tuple[tuple[int, int], ...]]:
+    """The simulated trunks' push of growing fat, its nodes' distance, and the box of what lies under.
+
+    Where nothing does, there are no nodes and no box.
+    """
+    step = max(1, round(_COARSE_MM / voxel_mm))
+    core = under_fat(lean[::step, ::step, ::step])
+    apart = max(_NODES_MM / voxel_mm, 1.0)
+    if not core.any():
+        return np.zeros((3, 0, 0, 0), np.float32), apart, ()
+    shape = [int(np.ceil(n / apart)) + 1 for n in lean.shape]
+    push = fat_push(core, voxel_mm * step, np.indices(shape).astype(np.float64) * (apart / step))
+    box = tuple((step * start, step * stop) for start, stop in _extent(core))
+    return push.astype(np.float32), apart, box
+
+
 def _push(grows: NDArray[np.bool_], voxel_mm: float) -> tuple[NDArray[np.float32], float]:
     """The simulated heads' push of growing ventricles, on the same kind of nodes."""
     if not grows.any():
@@ -150,7 +220,7 @@ def _push(grows: NDArray[np.bool_], voxel_mm: float) -> tuple[NDArray[np.float32
 def _places(structure: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.int16]:
     flat = structure.reshape(-1)
     found = [np.empty((0, 4), np.int16)]
-    for code in np.flatnonzero(np.bincount(flat))[1:]:
+    for code in np.flatnonzero(np.bincount(flat, minlength=IGNORED)[:IGNORED])[1:]:
         places = np.flatnonzero(flat == code)
         chosen = np.sort(random.choice(places, min(_CENTRES, len(places)), replace=False))
         at = np.stack(np.unravel_index(chosen, structure.shape), axis=1)

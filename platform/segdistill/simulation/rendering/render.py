@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from segdistill.files import SegdistillError
+from segdistill.overlap import IGNORED
 from segdistill.runtime.plan import Plan
-from segdistill.simulation.rendering.contrast import Contrast, t1_like
+from segdistill.simulation.rendering.contrast import Contrast
 from segdistill.simulation.rendering.knobs import RenderingKnobs
 from segdistill.simulation.rendering.labelmap import BORDER, LabelMap
+from segdistill.simulation.rendering.modality import RENDERINGS
 from segdistill.simulation.rendering.scanner import Look, look_up, scan
-from segdistill.simulation.rendering.scene import Array, Positions, Scene, Triple, draw_scene
+from segdistill.simulation.rendering.scene import Array, Positions, Scene, Triple
 
 _SCOUT_MM = 12.0  # between the voxels of the coarse look at the whole scan
 
@@ -23,7 +25,7 @@ class Rendered:
 
     Attributes:
         image: (1, X, Y, Z) float32, normalised.
-        label: (X, Y, Z) uint8, the plan's channels.
+        label: (X, Y, Z) uint8, the plan's channels, or ``overlap.IGNORED``.
     """
 
     image: Tensor
@@ -38,7 +40,7 @@ def render(
     *,
     patch_size: tuple[int, int, int] | None,
     foreground_share: float = 0.0,
-    contrast: Contrast = t1_like,
+    contrast: Contrast | None = None,
     alone: bool = False,
 ) -> Rendered:
     """Draw a person's scan and render a patch of it, or all of it.
@@ -49,22 +51,23 @@ def render(
 
     Args:
         source: the person, on the device that renders.
-        plan: gives the grid, the channels and the normalisation.
-        knobs: how much everything may differ.
+        plan: gives the grid, the channels, the normalisation and the modality.
+        knobs: how much everything may differ; the modality's.
         random: where all randomness comes from: its state decides the result, on one kind of device.
         patch_size: voxels; a scan that is smaller goes on beyond its border, evenly on both sides, its
             outermost voxels repeated. None: all that inference would crop the scan to, about, made up
             behind to a multiple of the plan's ``size_divisor``.
         foreground_share: chance that the patch is centred about a voxel of a structure, each structure
             equally often; the warp, which moves it by a few mm, is left out of that.
-        contrast: how bright every code is.
+        contrast: how bright every code is; None: as usual in the plan's modality.
         alone: the patch is no larger than the scan, and what ``size_divisor`` asks is made up behind.
 
     Raises:
         SegdistillError: the plan's grid is too coarse for the map, or its normalisation can't be had.
     """
     _check(source, plan)
-    scene = draw_scene(source, knobs, contrast, random)
+    how = RENDERINGS[plan.modality]
+    scene = how.scene(source, knobs, contrast or how.contrast, random)
     positions = _place(source, scene, plan, patch_size, foreground_share, random, alone=alone)
     scale = served_scale(source, scene, plan, random)
     image, codes = scan(source, scene, Look(positions, plan.spacing_mm), random)
@@ -125,7 +128,7 @@ def _place(
 def _centre(source: LabelMap, scene: Scene, random: np.random.Generator) -> Array | None:
     """(3,) scanner mm of a voxel of a structure that is seen; None: there is none."""
     code = source.places[:, 0].numpy()
-    for structure in random.permutation(sorted({*source.structure} - {0})):
+    for structure in random.permutation(sorted({*source.structure} - {0, IGNORED})):
         at = scene.to_scanner(source, source.places[:, 1:].numpy()[code == structure])
         at = at[((at > scene.seen.low) & (at < scene.seen.high)).all(axis=1)]
         if len(at):

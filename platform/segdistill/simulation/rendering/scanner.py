@@ -69,6 +69,10 @@ def scan(
     at, shading = _fields(source, scene, positions, device)
     image, codes, middle = _tissue(source, scene, at, look)
     image = _textured(image, codes, scene, positions, random)
+    if scene.table is not None:
+        below = scene.table.hu(positions[0], positions[1], voxel_mm[1]).to(device)
+        mean = scene.brightness.mean
+        image = torch.where(look_up(mean == mean[0], codes), torch.maximum(image, below), image)
     if shading is not None:
         gain, contrast = shading
         image = image * torch.addcmul(gain, contrast, image)

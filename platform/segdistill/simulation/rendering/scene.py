@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segdistill.simulation.hounsfield import TABLE_SHELL, table_hu
 from segdistill.simulation.rendering.contrast import Brightness, Contrast
-from segdistill.simulation.rendering.knobs import RenderingKnobs
+from segdistill.simulation.rendering.knobs import CTKnobs, MRIKnobs, RenderingKnobs
 from segdistill.simulation.rendering.labelmap import LabelMap
 from segdistill.simulation.rendering.smooth import SPLINE_SD, Smooth
 
@@ -24,6 +25,10 @@ _FOLDS = (
 )
 _GROWTH_STEPS = 2
 _MARGIN_MM = 10.0  # preprocess keeps so much around the content
+_CUT = 0.45  # of a trunk's length that is cut from either end, at most
+_ENDS_MM = 15.0  # of a trunk's first and last slices never scanned: nothing is known beyond them
+_DIP_AT_MM = 250.0  # from a table's middle, where its dip is measured
+_GAP_MM = (-4.0, 12.0)  # between the body's box and the table
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,30 @@ class Box:
         return Box(self.low - mm, self.high + mm)
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a body lies on in CT.
+
+    Attributes:
+        middle_mm: where it is lowest, along the first axis.
+        top_mm: its surface there, along the second.
+        dip_mm: how much higher it is 250 mm from the middle.
+        shell: HU of its upper shell.
+    """
+
+    middle_mm: float
+    top_mm: float
+    dip_mm: float
+    shell: float
+
+    def hu(self, x: Array, y: Array, voxel_mm: float) -> Tensor:
+        """(X, Y, 1) float32 HU at positions (X,) and (Y,) of voxels with the edge ``voxel_mm``."""
+        across = (x - self.middle_mm)[:, None]
+        surface = self.top_mm + self.dip_mm * (across / _DIP_AT_MM) ** 2
+        hu = table_hu(across, y[None], surface, self.shell, voxel_mm)
+        return torch.from_numpy(hu.astype(np.float32))[..., None]
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """What one draw decided.
@@ -49,7 +78,7 @@ class Scene:
     Attributes:
         matrix: (3, 3) scanner mm to map voxels, about the brain's centre.
         warp: (3, ...) shift in map voxels, on top; None: there is none.
-        growth: logarithm of the ventricles' size.
+        growth: logarithm of the size of what grows.
         brightness: of every code.
         patch_mm: size of slow variation within a tissue.
         stored: what of space the scan holds.
@@ -64,6 +93,7 @@ class Scene:
         thick: axis and thickness in mm of the slices; None: they are the grid's.
         noise: standard deviation.
         magnitude: Rician noise.
+        table: what the body lies on; None: nothing.
     """
 
     matrix: Array
@@ -83,6 +113,7 @@ class Scene:
     thick: tuple[int, float] | None
     noise: float
     magnitude: bool
+    table: Table | None = None
 
     @property
     def void(self) -> float:
@@ -103,7 +134,7 @@ class Scene:
         return self._grown(source, at)
 
     def _grown(self, source: LabelMap, at: Tensor) -> Tensor:
-        """The place that moves to ``at`` when the ventricles grow: backwards along the push."""
+        """The place that moves to ``at`` when the map's push grows: backwards along it."""
         last = torch.tensor(source.push.shape[1:])[:, None] - 1
         if self.growth == 0.0 or last.min() < 0:
             return at
@@ -121,23 +152,18 @@ class Scene:
         return np.asarray(np.linalg.solve(self.matrix, (places - source.centre).T).T)
 
 
-def draw_scene(
-    source: LabelMap, knobs: RenderingKnobs, contrast: Contrast, random: np.random.Generator
+def draw_head(
+    source: LabelMap, knobs: MRIKnobs, contrast: Contrast, random: np.random.Generator
 ) -> Scene:
-    """Draw a person and a scanner."""
+    """Draw a person's head and an MR scanner."""
     pose, scale = _pose(knobs, random)
-    head, brain = (_box(source, extent, scale) for extent in (source.content, source.brain))
+    head, brain = (_box(source, extent, scale) for extent in (source.content, source.kept))
     stripped = random.random() < knobs.skull_stripped
     seen, stored = _field_of_view(head, brain, knobs, random)
     if stripped:
         head = brain
     space = head.wider(20.0)
-    warp_mm, warp_step = random.uniform(*knobs.warp_mm), random.uniform(*knobs.warp_step_mm)
-    warp = None
-    if warp_mm > 0.0:
-        warp = Smooth.drawn(3, space.low, space.high, warp_step, random)
-        sd = warp_mm / (np.sqrt(3.0) * SPLINE_SD)
-        warp.nodes.mul_(sd).clamp_(-_FOLDS * warp_step, _FOLDS * warp_step).div_(source.voxel_mm)
+    warp = _warp(source, space, knobs, random)
     bias, bias_step = random.uniform(*knobs.bias_sd), random.uniform(*knobs.bias_step_mm)
     local = random.uniform(*knobs.contrast_sd)
     shading = None
@@ -169,6 +195,87 @@ def draw_scene(
     )
 
 
+def draw_trunk(
+    source: LabelMap, knobs: CTKnobs, contrast: Contrast, random: np.random.Generator
+) -> Scene:
+    """Draw a person's trunk and a CT scanner.
+
+    Its field of view holds the body from side to side, and along the body what :class:`CTKnobs` leave.
+    """
+    pose, scale = _pose(knobs, random)
+    growth = random.uniform(*np.log(knobs.fat_scale))
+    all_of_it, trunk, core = (
+        _box(source, extent, scale) for extent in (source.content, source.kept, source.core)
+    )
+    grown = np.expm1(growth) * np.array([1.0, 1.0, 0.0])
+    below, above = grown * (trunk.low - core.low), grown * (trunk.high - core.high)
+    arms = random.random() < knobs.arms
+    body = all_of_it if arms else trunk
+    body = Box(body.low + below, body.high + above)
+    margins = random.uniform(*knobs.margin_mm, (2, 3))
+    stored = Box(body.low - margins[0], body.high + margins[1])
+    cut = np.array(knobs.crop_mm) * random.random(2)
+    if any(knobs.crop_mm):
+        cut = np.minimum(cut + _ENDS_MM, _CUT * (body.high[2] - body.low[2]))
+        stored.low[2], stored.high[2] = body.low[2] + cut[0], body.high[2] - cut[1]
+    if random.random() < knobs.short:
+        length = random.uniform(*knobs.short_mm)
+        stored.low[2] += random.random() * max(0.0, stored.high[2] - stored.low[2] - length)
+        stored.high[2] = min(stored.high[2], stored.low[2] + length)
+    table = None
+    if random.random() < knobs.table:
+        table = Table(
+            middle_mm=random.normal(0.0, 8.0),
+            top_mm=trunk.low[1] + below[1] - random.uniform(*_GAP_MM),
+            dip_mm=random.uniform(*knobs.table_dip_mm),
+            shell=random.uniform(*TABLE_SHELL),
+        )
+    look = contrast(source, knobs, random)
+    return Scene(
+        matrix=pose / source.voxel_mm,
+        warp=_warp(source, stored.wider(20.0), knobs, random),
+        growth=growth,
+        brightness=look if arms else _raised(look, source),
+        patch_mm=random.uniform(*knobs.patch_mm),
+        stored=stored,
+        seen=stored,
+        content=body.wider(_MARGIN_MM).and_(stored),
+        strip_mm=None,
+        ragged_mm=0.0,
+        shading=None,
+        pivot=0.0,
+        gamma=1.0,
+        blur_mm=random.uniform(*knobs.blur_mm),
+        thick=(2, random.uniform(*knobs.thick_mm)) if random.random() < knobs.thick else None,
+        noise=random.uniform(*knobs.noise),
+        magnitude=False,
+        table=table,
+    )
+
+
+def _raised(look: Brightness, source: LabelMap) -> Brightness:
+    """The same with air where arms are: they are held above the head."""
+    arm = np.array([source.tissues[tissue].arm for tissue in source.tissue])
+    return Brightness(
+        np.where(arm, look.mean[0], look.mean),
+        np.where(arm, 0.0, look.grain),
+        np.where(arm, 0.0, look.patches),
+    )
+
+
+def _warp(
+    source: LabelMap, space: Box, knobs: RenderingKnobs, random: np.random.Generator
+) -> Smooth | None:
+    """The shift of a drawn person over a box, in map voxels."""
+    warp_mm, warp_step = random.uniform(*knobs.warp_mm), random.uniform(*knobs.warp_step_mm)
+    if warp_mm <= 0.0:
+        return None
+    warp = Smooth.drawn(3, space.low, space.high, warp_step, random)
+    sd = warp_mm / (np.sqrt(3.0) * SPLINE_SD)
+    warp.nodes.mul_(sd).clamp_(-_FOLDS * warp_step, _FOLDS * warp_step).div_(source.voxel_mm)
+    return warp
+
+
 def _pose(knobs: RenderingKnobs, random: np.random.Generator) -> tuple[Array, Array]:
     """(3, 3) scanner mm to body mm, and (3,) the body's size per axis, negative where it is mirrored."""
     turn = np.eye(3)
@@ -198,7 +305,7 @@ def _box(source: LabelMap, extent: tuple[tuple[int, int], ...], scale: Array) ->
 
 
 def _field_of_view(
-    head: Box, brain: Box, knobs: RenderingKnobs, random: np.random.Generator
+    head: Box, brain: Box, knobs: MRIKnobs, random: np.random.Generator
 ) -> tuple[Box, Box]:
     """What is seen of the head, and what is stored."""
     below, beside = knobs.cut_into_mm

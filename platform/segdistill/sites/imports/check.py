@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segdistill.files import SegdistillError, unfetched
-from segdistill.sites.imports.labelmaps import not_cubes
+from segdistill.overlap import IGNORED
+from segdistill.sites.imports.cubes import to_cubes
 from segdistill.sites.imports.labels import CodeMap, codes_in
 from segdistill.sites.imports.scan import Scan
 from segdistill.texts import FETCH
@@ -20,6 +21,7 @@ INT16 = np.iinfo(np.int16)
 _UNKNOWN = "unknown label code(s)"
 _SAY = "say what they are with --labels"
 _EMPTY = "the label map has no structure of the task, only background"
+_NOTHING = {0, IGNORED}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Checked:
 
     Attributes:
         image: the scan, float32.
-        labels: (X, Y, Z) uint8 in the task's codes on the scan's grid, or None.
+        labels: (X, Y, Z) uint8 in the task's codes, or ignored, on the scan's grid; or None.
     """
 
     image: Volume
@@ -40,8 +42,8 @@ class CheckedMap:
     """A label map that scans can be rendered from.
 
     Attributes:
-        labels: in the source's codes.
-        meaning: the task's code of each of them, 0 for background.
+        labels: in the source's codes, on cubic voxels.
+        meaning: the task's code of each of them, 0 for background, ``overlap.IGNORED`` for ignored.
     """
 
     labels: Volume
@@ -67,13 +69,16 @@ def check_scan(scan: Scan, code_map: CodeMap) -> Checked | list[str]:
             wrong.append(f"{_UNKNOWN} {', '.join(unknown)}; {_SAY}")
         else:
             labels = code_map.apply(source.array)
-            if not labels.any():
+            if codes_in(labels) <= _NOTHING:
                 wrong.append(_EMPTY)
     return wrong if wrong or image is None else Checked(image, labels)
 
 
 def check_label_map(scan: Scan, code_map: CodeMap) -> CheckedMap | list[str]:
-    """Read a label map that has no scan; return it in its own codes, or all that is wrong with it."""
+    """Read a label map that has no scan; return it in its own codes, or all that is wrong with it.
+
+    Voxels that aren't cubes are brought to some, see :func:`to_cubes`.
+    """
     wrong: list[str] = []
     source = _read(read_label_map, scan.label, wrong) if scan.label else None
     if source is None:
@@ -81,11 +86,11 @@ def check_label_map(scan: Scan, code_map: CodeMap) -> CheckedMap | list[str]:
     codes = codes_in(source.array)
     if unknown := code_map.unknown(source.array):
         wrong.append(f"{_UNKNOWN} {', '.join(unknown)}; {_SAY}")
-    elif not any(code_map.codes[code] for code in codes):
+    elif {code_map.codes[code] for code in codes} <= _NOTHING:
         wrong.append(_EMPTY)
-    if why := not_cubes(source):
-        wrong.append(why)
-    return wrong or CheckedMap(source, {code: code_map.codes[code] for code in sorted(codes)})
+    if wrong:
+        return wrong
+    return CheckedMap(to_cubes(source), {code: code_map.codes[code] for code in sorted(codes)})
 
 
 def compact(array: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

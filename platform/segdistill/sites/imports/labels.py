@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segdistill.files import SegdistillError
-from segdistill.sites.protocol import BACKGROUND, Protocol
+from segdistill.overlap import IGNORED
+from segdistill.sites.protocol import Protocol
 from segdistill.texts import read_yaml_mapping, whole_number
 
 SAME = "same"
@@ -22,7 +23,8 @@ class CodeMap:
     """What each source code becomes.
 
     Attributes:
-        codes: source code to the task's code, 0 for background; other source codes are unknown.
+        codes: source code to the task's code, 0 for background, ``overlap.IGNORED`` for what the source
+            can't tell; other source codes are unknown.
         names: source code to its name in the source, for messages; may be empty.
     """
 
@@ -87,19 +89,18 @@ def choose_labels(choice: str | None, protocol: Protocol) -> LabelChoice:
     """Read the user's choice of how labels are mapped.
 
     Args:
-        choice: None: names that equal the task's structures; ``same``: codes are the task's own; the
-            name of one of the protocol's maps, e.g. ``freesurfer``; or a YAML file of ``source code or
-            name: structure``, with an optional ``extends: MAP`` to start from a map.
+        choice: None: names that equal the task's structures, or ``ignore``; ``same``: codes are the
+            task's own; the name of one of the protocol's maps, e.g. ``freesurfer``; or a YAML file of
+            ``source code or name: structure``, with an optional ``extends: MAP`` to start from a map.
         protocol: the task's.
 
     Raises:
         SegdistillError: neither a map nor a file, or a file that names an unknown structure.
     """
-    own = {plain(name): code for code, name in protocol.structures.items()} | {BACKGROUND: 0}
     if choice is None:
-        return LabelChoice({}, own)
+        return LabelChoice({}, {plain(name): code for name, code in protocol.codes.items()})
     if choice == SAME:
-        return LabelChoice({code: code for code in protocol.structures}, {})
+        return LabelChoice({code: code for code in (*protocol.structures, IGNORED)}, {})
     if choice in protocol.maps:
         return LabelChoice(dict(protocol.maps[choice]), {})
     path = Path(choice)
@@ -123,7 +124,7 @@ def _from_entries(path: Path, body: dict[Any, Any], protocol: Protocol) -> Label
         try:
             ours = protocol.code_of(structure)
         except (KeyError, TypeError) as error:
-            names = ", ".join([*protocol.structures.values(), BACKGROUND])
+            names = ", ".join(protocol.codes)
             raise SegdistillError(
                 f"{path}: {key}: {structure!r} is no structure of {protocol.task}. Use one of: {names}."
             ) from error

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from segdistill.files import SegdistillError, atomic_folder
 from segdistill.shown import command, shown
+from segdistill.sites.draw import Render
 from segdistill.sites.imports.check import Checked, CheckedMap, check_label_map, check_scan, compact
 from segdistill.sites.imports.digest import digests_of_sites, voxel_digest
 from segdistill.sites.imports.labels import LabelChoice, choose_labels, codes_in
@@ -25,17 +26,13 @@ from segdistill.sites.imports.split import Fractions, assign_splits
 from segdistill.sites.manifest import Case, Site, Split
 from segdistill.sites.protocol import Protocol, read_protocol
 from segdistill.texts import read_yaml_mapping
-from segdistill.volume import Volume, write_volume
+from segdistill.volume import write_volume
 
 _RENDERED = "RENDERED: scans are made by a program from label maps of real people; no scanner made any."
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 Progress = Callable[[int, int], None]
-#: Draws a scan (int16) and its label map, (X, Y, Z) uint8 in the task's codes on the scan's grid.
-Draw = Callable[[np.random.Generator], tuple[Volume, npt.NDArray[np.uint8]]]
-#: From a label map, and the task's code of each of its codes, to what draws scans of that person.
-Render = Callable[[Volume, Mapping[int, int]], Draw]
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Request:
         layout: of the source; None: told from what lies there.
         pick: which files of the layout to take.
         labels: how label codes are mapped, see :func:`choose_labels`; None: ``freesurfer`` for a
-            FreeSurfer folder, else by the source's own names.
+            FreeSurfer folder and for label maps of a task with that map, else by the source's own names.
         fractions: shares of train, val and test, by subject.
         seed: of the split and of the order of the pseudonyms.
         held_out: keep the whole site out of training.
@@ -120,7 +117,9 @@ def add_site(
     protocol = read_protocol(request.task)
     _check_request(request)
     layout = request.layout or detect_layout(request.source)
-    default = "freesurfer" if layout in ("freesurfer", "labelmaps") else None
+    default = None
+    if layout == "freesurfer" or (layout == "labelmaps" and protocol.freesurfer):
+        default = "freesurfer"
     choice = choose_labels(request.labels or default, protocol)
     found = _with_subjects(find_scans(request.source, layout, request.pick), request.subject)
     found = without(found, request.exclude)

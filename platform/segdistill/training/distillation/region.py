@@ -16,11 +16,12 @@ def region_loss(student: Tensor, teacher: Tensor, label: Tensor, classes: int) -
     Args:
         student: (B, C, X, Y, Z) features, already projected to the teacher's channels.
         teacher: (B, C, X, Y, Z) features; no gradient flows into them.
-        label: (B, X, Y, Z) int64 classes at the features' resolution.
+        label: (B, X, Y, Z) int64 classes at the features' resolution; ignored voxels are of no class.
         classes: number of classes, background included.
     """
     flat = label.reshape(-1)
     count = flat.bincount(minlength=classes)
+    count[classes:] = 0
     weight = (count > 0).float() / count.clamp(min=1) / (count > 0).sum()
     difference = (student.float() - standardised(teacher)).square().mean(dim=1)
     return (difference.reshape(-1) * weight[flat]).sum()
