@@ -219,7 +219,7 @@ def _usual(runs: Outcomes, row: str, width: str) -> dict[int, Outcome]:
 def _in_time(runs: Outcomes, row: str, widths: Sequence[str]) -> NDArray[np.float64]:
     """(seeds, subjects) Dice of a row in the time of START, mean over the widths."""
     by_width = [_of(runs, row, width, "time") or _usual(runs, row, width) for width in widths]
-    return np.array([_scores(own.values()) for own in by_width]).mean(axis=0)
+    return np.asarray(np.mean([_scores(own.values()) for own in by_width], axis=0))
 
 
 def _scores(outcomes: Iterable[Outcome]) -> NDArray[np.float64]:

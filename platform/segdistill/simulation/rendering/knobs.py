@@ -62,6 +62,8 @@ class RenderingKnobs:
                     raise ValueError(f"{entry.name} {value} must be two numbers, low to high")
             if entry.name in self._CHANCES and not 0 <= value <= 1:
                 raise ValueError(f"{entry.name} {value} must be 0 to 1")
+            if isinstance(value, float) and value < 0:
+                raise ValueError(f"{entry.name} {value} must not be negative")
         for name in self._LENGTHS:
             if getattr(self, name)[0] <= 0:
                 raise ValueError(f"{name} must be above 0")
