@@ -54,7 +54,7 @@ real-person: $(STAMP) ## every model on a real scan that no training saw (needs 
 	  $(BIN)/python -m pipelines.unseen --show --task $$task --out reports/$$task
 
 .PHONY: test
-test: lint ## install, check the style and run all tests: about 8 to 13 minutes on 2 cores
+test: lint ## install, check the style and run all tests: 20 to 30 minutes on 2 cores
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: test-fast
